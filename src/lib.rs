@@ -1,0 +1,5 @@
+//! AegisKV, from the ground up. A module uses only modules declared above it.
+
+pub mod entry;
+
+pub mod clock;
