@@ -3,3 +3,9 @@
 pub mod entry;
 
 pub mod clock;
+
+pub mod logging;
+
+pub mod process;
+
+pub mod config;
