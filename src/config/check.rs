@@ -25,14 +25,14 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Longest node id, zone or region, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Names that only one set of keys can be wrong in, and what was found.
+/// A pass over one configuration, and what it has found so far.
 pub(super) struct Check<'a> {
-    pub(super) config: &'a Config,
-    pub(super) origins: &'a Origins,
+    config: &'a Config,
+    origins: &'a Origins,
     /// Keys already found wrong.
-    pub(super) broken: &'a BTreeSet<&'static str>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    broken: &'a BTreeSet<&'static str>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl<'a> Check<'a> {
@@ -131,13 +131,13 @@ impl<'a> Check<'a> {
             && config.max_value_bytes > config.memory_bytes_max()
         {
             let what = format!(
-                "{} bytes are more than max_memory_mb holds",
+                "{} bytes are more than max_memory_mb allows in all",
                 config.max_value_bytes
             );
             self.warning(
                 "max_value_bytes",
                 what,
-                "values of that size will be refused as too many",
+                "raise max_memory_mb, or lower this",
             );
         }
     }
@@ -247,7 +247,7 @@ impl<'a> Check<'a> {
                 }
                 Some(path) if config.tls_enabled => {
                     if let Err(error) = open_regular(path) {
-                        let what = format!("{} cannot be read: {error}", path.display());
+                        let what = format!("{} cannot be read: {error}", shown(path));
                         self.problem(key, what, "name a file that this user can read");
                     }
                 }
@@ -301,8 +301,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Puts the secrets of `file` in the place of `secrets`. Gives the problems found and, where the
-/// file is in force, its name.
+/// Puts the secrets of `file`, if one is named, in the place of `secrets`, and gives its name.
 pub(super) fn read_secret_file(
     key: &'static str,
     secrets: &mut Secrets,
@@ -318,11 +317,11 @@ pub(super) fn read_secret_file(
             file_key,
             origin,
             what,
-            format!("keep it or {key}"),
+            format!("keep one; null unsets a key"),
         ));
     }
     let unreadable = |error: io::Error| {
-        let what = format!("{} cannot be read: {error}", path.display());
+        let what = format!("{} cannot be read: {error}", shown(path));
         Problem::with_key(
             &file_key,
             &origin,
@@ -333,12 +332,12 @@ pub(super) fn read_secret_file(
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
     // The bytes are not repeated: they are most likely a secret.
     let text = String::from_utf8(text).map_err(|_| {
-        let what = format!("{} is not UTF-8 text", path.display());
+        let what = format!("{} is not UTF-8 text", shown(path));
         Problem::with_key(&file_key, &origin, what, "write one secret a line")
     })?;
     *secrets = Secrets::from_lines(&text);
     if secrets.is_empty() {
-        let what = format!("{} holds no secret", path.display());
+        let what = format!("{} holds no secret", shown(path));
         return Err(Problem::with_key(
             file_key,
             origin,
@@ -346,7 +345,12 @@ pub(super) fn read_secret_file(
             "write one secret a line",
         ));
     }
-    Ok(Some(path.display().to_string()))
+    Ok(Some(shown(path)))
+}
+
+/// A path as an error shows it, on one line whatever it holds.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 /// Opens a file, unless it is a pipe or a device, which could keep the reader waiting for ever.
