@@ -14,6 +14,7 @@ use super::layers::Origins;
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
+use super::tls_files;
 use crate::logging;
 
 /// Shortest token or gossip secret that passes without a warning, in bytes.
@@ -231,28 +232,8 @@ impl<'a> Check<'a> {
 
     fn tls(&mut self) {
         let config = self.config;
-        let files = [
-            ("tls_cert_file", &config.tls_cert_file, config.tls_enabled),
-            ("tls_key_file", &config.tls_key_file, config.tls_enabled),
-            ("tls_ca_file", &config.tls_ca_file, false),
-        ];
-        for (key, file, needed) in files {
-            match file {
-                None if needed && self.sound(&[key, "tls_enabled"]) => {
-                    self.problem(
-                        key,
-                        "is not set, but tls_enabled is true",
-                        "name the PEM file",
-                    );
-                }
-                Some(path) if config.tls_enabled => {
-                    if let Err(error) = open_regular(path) {
-                        let what = format!("{} cannot be read: {error}", shown(path));
-                        self.problem(key, what, "name a file that this user can read");
-                    }
-                }
-                Some(_) | None => {}
-            }
+        if config.tls_enabled {
+            self.tls_files();
         }
         if config.tls_client_auth == TlsClientAuth::Required {
             if !config.tls_enabled && self.sound(&["tls_enabled"]) {
@@ -268,6 +249,48 @@ impl<'a> Check<'a> {
                 );
             }
         }
+    }
+
+    fn tls_files(&mut self) {
+        let config = self.config;
+        let certificates = self.tls_file(
+            "tls_cert_file",
+            &config.tls_cert_file,
+            tls_files::certificates,
+        );
+        let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
+        if let (Some(certificates), Some(key)) = (certificates, key)
+            && let Err(fault) = tls_files::pair(certificates, &key)
+        {
+            self.problem("tls_key_file", fault.what, fault.mend);
+        }
+        if config.tls_ca_file.is_some() {
+            self.tls_file("tls_ca_file", &config.tls_ca_file, tls_files::authorities);
+        }
+    }
+
+    /// What `read` finds in a file that TLS needs; notes what is wrong.
+    fn tls_file<T>(
+        &mut self,
+        key: &'static str,
+        file: &Option<PathBuf>,
+        read: impl FnOnce(&Path) -> Result<T, tls_files::Fault>,
+    ) -> Option<T> {
+        match file {
+            Some(path) => match read(path) {
+                Ok(found) => return Some(found),
+                Err(fault) => self.problem(key, fault.what, fault.mend),
+            },
+            None if self.sound(&[key]) => {
+                self.problem(
+                    key,
+                    "is not set, but tls_enabled is true",
+                    "name the PEM file",
+                );
+            }
+            None => {}
+        }
+        None
     }
 
     fn logs(&mut self) {
@@ -317,7 +340,7 @@ pub(super) fn read_secret_file(
             file_key,
             origin,
             what,
-            format!("keep one; null unsets a key"),
+            "keep one; null unsets a key",
         ));
     }
     let unreadable = |error: io::Error| {
@@ -349,7 +372,7 @@ pub(super) fn read_secret_file(
 }
 
 /// A path as an error shows it, on one line whatever it holds.
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     path.to_string_lossy().escape_debug().to_string()
 }
 

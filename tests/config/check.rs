@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::{With, file, warnings};
+use aegiskv::config::Inputs;
+
+use super::{Pair, With, file, warnings};
 
 #[test]
 fn all_that_is_wrong_is_told_at_once() {
@@ -32,7 +34,7 @@ fn all_that_is_wrong_is_told_at_once() {
         inputs.problems(),
         [
             "test.json: wal_mdoe: unknown key; did you mean wal_mode?",
-            "flag --colour: colour: unknown key; `aegiskv config default` prints every key",
+            "flag --colour: unknown key; `aegiskv config default` prints every key",
             "test.json: bind_addr: \"0.0.0.0\" does not fit; give an address to listen on, \
              host:port, like 127.0.0.1:7700",
             "test.json: addrs: a list with \"10.0.1.11\" does not fit; give a list of addresses \
@@ -118,7 +120,7 @@ fn an_unknown_key_gets_the_nearest_known_one() {
         file("{}")
             .with_variable("AEGIS_WAL_MODDE", "sync")
             .problems(),
-        ["environment AEGIS_WAL_MODDE: AEGIS_WAL_MODDE: unknown key; did you mean wal_mode?"]
+        ["environment AEGIS_WAL_MODDE: unknown key; did you mean wal_mode?"]
     );
 }
 
@@ -202,6 +204,48 @@ fn tls_needs_its_files() {
             "test.json: tls_client_auth: is required, but tls_ca_file is not set; name the CA's \
              PEM file in tls_ca_file",
         ]
+    );
+}
+
+#[test]
+fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (one, other) = (Pair::make(), Pair::make());
+    let name = |name: &str| dir.path().join(name).display().to_string();
+    for (file, text) in [
+        ("1.crt", &one.certificate),
+        ("1.key", &one.key),
+        ("2.key", &other.key),
+    ] {
+        fs::write(name(file), text).expect("a file");
+    }
+    fs::write(name("notes"), "-----BEGIN hush\nhush").expect("a file");
+    let tls = |certificate: &str, key: &str, ca: &str| {
+        file(r#"{"tls_enabled": true}"#)
+            .with_flag("tls-cert-file", &name(certificate))
+            .with_flag("tls-key-file", &name(key))
+            .with_flag("tls-ca-file", &name(ca))
+    };
+    let told = |inputs: Inputs| {
+        inputs
+            .problems()
+            .join("\n")
+            .replace(dir.path().to_str().expect("UTF-8"), "DIR")
+    };
+    tls("1.crt", "1.key", "1.crt").loaded();
+    assert_eq!(
+        told(tls("1.crt", "2.key", "1.crt")),
+        "flag --tls-key-file: tls_key_file: does not belong to the certificate in tls_cert_file; \
+         name the key that the certificate was made for"
+    );
+    assert_eq!(
+        told(tls("1.key", "1.crt", "notes")),
+        "flag --tls-cert-file: tls_cert_file: DIR/1.key holds no certificate in PEM; name a file \
+         that begins with -----BEGIN CERTIFICATE-----\n\
+         flag --tls-key-file: tls_key_file: DIR/1.crt holds no private key in PEM; name a file \
+         with an unencrypted PKCS#8, SEC1 or PKCS#1 key\n\
+         flag --tls-ca-file: tls_ca_file: DIR/notes holds no certificate in PEM; name a file that \
+         begins with -----BEGIN CERTIFICATE-----"
     );
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use aegiskv::config::{KEYS, Loaded, Sources, command};
 use serde_json::Value;
 
-use super::{With, file};
+use super::{Pair, With, file};
 
 fn flags(pairs: &[(&str, &str)]) -> Sources {
     let flags = pairs
@@ -29,10 +29,10 @@ fn check_says_all_and_exits_with_1() {
     assert_eq!(
         wrong.stderr,
         "the configuration has 3 problems\n\
-         flag --max-con: max-con: unknown key; did you mean max_conns?\n\
+         flag --max-con: unknown key; did you mean max_conns?\n\
          flag --wal-mode: wal_mode: \"none\" does not fit; give one of off, async (also: write), \
          sync (also: fsync)\n\
-         flag --zone: zone: holds characters that a name cannot have, or too many; use at most \
+         flag --zone: holds characters that a name cannot have, or too many; use at most \
          255 letters, digits, dots, hyphens and underscores\n"
     );
     let good = command::check(&flags(&[]));
@@ -195,7 +195,8 @@ fn listeners_open_to_the_network_are_told() {
     );
     let dir = tempfile::tempdir().expect("a directory");
     let pem = dir.path().join("pem");
-    fs::write(&pem, "").expect("a file");
+    let pair = Pair::make();
+    fs::write(&pem, pair.certificate + &pair.key).expect("a file");
     let pem = pem.display();
     let closed = file(&format!(
         r#"{{{open}, "auth_token": "{long}", "gossip_secret": "{long}", "tls_enabled": true,

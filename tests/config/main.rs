@@ -62,3 +62,19 @@ impl With for Inputs {
 fn warnings(loaded: &Loaded) -> Vec<String> {
     loaded.warnings.iter().map(ToString::to_string).collect()
 }
+
+/// A certificate and its key, in PEM.
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+impl Pair {
+    fn make() -> Self {
+        let made = rcgen::generate_simple_self_signed(["node1".to_owned()]).expect("a certificate");
+        Self {
+            certificate: made.cert.pem(),
+            key: made.signing_key.serialize_pem(),
+        }
+    }
+}

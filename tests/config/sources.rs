@@ -12,7 +12,7 @@ use aegiskv::config::{
 };
 use aegiskv::logging;
 
-use super::{With, file, warnings};
+use super::{Pair, With, file, warnings};
 
 #[test]
 fn nothing_given_is_the_contracts_defaults() {
@@ -135,9 +135,10 @@ fn the_deployment_guides_snippets_load_unchanged() {
         ]
     );
     let dir = tempfile::tempdir().expect("a directory");
-    for name in ["node.crt", "node.key", "ca.crt"] {
-        fs::write(dir.path().join(name), "").expect("a file");
-    }
+    let pair = Pair::make();
+    fs::write(dir.path().join("node.crt"), &pair.certificate).expect("a file");
+    fs::write(dir.path().join("node.key"), &pair.key).expect("a file");
+    fs::write(dir.path().join("ca.crt"), &pair.certificate).expect("a file");
     let here = tls.replace("/etc/aegiskv/ssl", dir.path().to_str().expect("UTF-8"));
     assert!(file(&here).loaded().config.tls_enabled);
 }
@@ -265,9 +266,9 @@ fn the_go_prototypes_keys_are_accepted_with_a_warning() {
         [
             "test.json: virtual_nodes: belongs to the Go prototype and has no effect here; \
              remove it",
-            "environment AEGIS_MAINTENANCE_INTERVAL: AEGIS_MAINTENANCE_INTERVAL: belongs to the \
+            "environment AEGIS_MAINTENANCE_INTERVAL: belongs to the \
              Go prototype and has no effect here; remove it",
-            "flag --replication-max-retries: replication-max-retries: belongs to the Go prototype \
+            "flag --replication-max-retries: belongs to the Go prototype \
              and has no effect here; remove it",
         ]
     );
