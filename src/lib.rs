@@ -3,3 +3,5 @@
 pub mod entry;
 
 pub mod clock;
+
+pub mod shard;
