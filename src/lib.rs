@@ -7,3 +7,5 @@ pub mod clock;
 pub mod metrics;
 
 pub mod shard;
+
+pub mod ops;
