@@ -4,4 +4,6 @@ pub mod entry;
 
 pub mod clock;
 
+pub mod metrics;
+
 pub mod shard;
