@@ -7,3 +7,9 @@ pub mod clock;
 pub mod metrics;
 
 pub mod shard;
+
+pub mod logging;
+
+pub mod process;
+
+pub mod config;
