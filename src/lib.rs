@@ -3,3 +3,7 @@
 pub mod entry;
 
 pub mod clock;
+
+pub mod disk;
+pub mod wal;
+//pub mod snapshot;
