@@ -6,6 +6,10 @@ pub mod clock;
 
 pub mod metrics;
 
+pub mod disk;
+
+pub mod wal;
+
 pub mod shard;
 
 pub mod logging;
