@@ -3,3 +3,8 @@
 pub mod entry;
 
 pub mod clock;
+
+pub mod store;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
