@@ -22,4 +22,4 @@ mod table;
 pub use budget::{Budget, Config, EvictionPolicy};
 pub use entry::Entry;
 pub use index::HashKeys;
-pub use table::{Candidate, Found, Lookup, Miss, Table, View, size_of_entry};
+pub use table::{Candidate, Found, Lookup, Table, View, size_of_entry};

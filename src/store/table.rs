@@ -17,6 +17,7 @@ use super::entry::{self, Entry};
 use super::ghost::Ghost;
 use super::index::{HashKeys, Index};
 use super::queues::Queues;
+use crate::metrics::Miss;
 use crate::entry::{Departure, KEY_BYTES_CEILING, Key, Timestamp, Version};
 
 /// Bytes of memory that an entry with parts of these lengths will be charged. The index takes some
@@ -41,7 +42,7 @@ pub struct Found {
 pub enum Lookup {
     /// The key is there.
     Hit(Found),
-    /// It is not.
+    /// It is not; why, as far as the table remembers.
     Miss(Miss),
 }
 
@@ -55,19 +56,6 @@ impl Lookup {
     }
 }
 
-/// Why a key is not there, as far as the table remembers: a best effort, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Miss {
-    /// Nothing is known of it.
-    Absent,
-    /// Its time ran out.
-    Expired,
-    /// Memory was short.
-    Evicted,
-    /// It was deleted.
-    Deleted,
-}
-
 /// An entry shown to a scan's visitor.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -77,6 +65,19 @@ pub struct View<'a> {
     pub version: Version,
     /// When it expires, if ever.
     pub expires_at: Option<Timestamp>,
+}
+
+impl View<'_> {
+    /// Keeps what is shown.
+    pub fn to_found(self) -> Found {
+        let Self { entry, version, expires_at } = self;
+        Found { entry: entry.clone(), version, expires_at }
+    }
+
+    /// Its key.
+    pub fn to_key(self) -> Key {
+        key_of(self.entry)
+    }
 }
 
 /// An entry that should make room.
@@ -134,12 +135,7 @@ impl Table {
                 expires_at: entry.expires_at(),
                 entry: entry.clone(),
             }),
-            None => Lookup::Miss(match self.ghost.departure(hash) {
-                None => Miss::Absent,
-                Some(Departure::Expired) => Miss::Expired,
-                Some(Departure::Evicted) => Miss::Evicted,
-                Some(Departure::Deleted) => Miss::Deleted,
-            }),
+            None => Lookup::Miss(self.ghost.departure(hash).map_or(Miss::Absent, Miss::from)),
         }
     }
 
