@@ -24,12 +24,7 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// Takes the tokens that are accepted, in any order.
     pub fn new<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>) -> Self {
-        Self(
-            tokens
-                .into_iter()
-                .map(|token| Box::from(token.as_ref()))
-                .collect(),
-        )
+        Self(tokens.into_iter().map(|token| Box::from(token.as_ref())).collect())
     }
 
     /// Whether no token is set.
@@ -39,10 +34,7 @@ impl Tokens {
 
     /// Whether `presented` is one of them. The time taken tells the lengths, nothing else.
     pub fn accept(&self, presented: &[u8]) -> bool {
-        self.0
-            .iter()
-            .fold(Choice::from(0), |any, token| any | token.ct_eq(presented))
-            .into()
+        self.0.iter().fold(Choice::from(0), |any, token| any | token.ct_eq(presented)).into()
     }
 }
 
@@ -83,9 +75,7 @@ fn with_token(tokens: &Tokens, headers: &HeaderMap) -> Result<(), Problem> {
         {
             Ok(())
         }
-        _ => Err(Problem::unauthorized(
-            "the token is not one of the node's auth_token",
-        )),
+        _ => Err(Problem::unauthorized("the token is not one of the node's auth_token")),
     }
 }
 

@@ -39,9 +39,7 @@ pub(super) async fn snapshot<N: Node>(State(shared): State<Shared<N>>) -> Answer
 
 pub(super) async fn truncate<N: Node>(State(shared): State<Shared<N>>) -> Answer {
     let freed = to_its_end(shared.node, |node| async move { node.truncate_wal().await }).await?;
-    Ok(Json(
-        json!({ "segments_removed": freed.segments, "bytes_freed": freed.bytes }),
-    ))
+    Ok(Json(json!({ "segments_removed": freed.segments, "bytes_freed": freed.bytes })))
 }
 
 pub(super) async fn drain<N: Node>(State(shared): State<Shared<N>>) -> (StatusCode, Json<Value>) {
@@ -79,9 +77,7 @@ pub(super) async fn log_level<N: Node>(
     query: Result<Query<LogLevelQuery>, QueryRejection>,
 ) -> Answer {
     let Ok(Query(LogLevelQuery { level })) = query else {
-        return Err(Problem::bad_request(
-            "say ?level=error, warn, info, debug or trace",
-        ));
+        return Err(Problem::bad_request("say ?level=error, warn, info, debug or trace"));
     };
     shared.node.set_log_level(&level).map_err(problem)?;
     tracing::info!(level, "log level set until the next reload or start");
@@ -107,9 +103,7 @@ fn only_member<N: Node>(shared: &Shared<N>, id: &str, why: &str) -> Problem {
     if id == node_id {
         Problem::conflict(format!("{id} is the only member of its cluster, {why}"))
     } else {
-        Problem::not_found(format!(
-            "the cluster has no member {id}; its only member is {node_id}"
-        ))
+        Problem::not_found(format!("the cluster has no member {id}; its only member is {node_id}"))
     }
 }
 
@@ -127,9 +121,7 @@ where
         Ok(result) => result.map_err(problem),
         Err(broken) => {
             tracing::error!(error = %broken, "an action did not come to its end");
-            Err(Problem::failed(
-                "the action did not come to its end; the log says why",
-            ))
+            Err(Problem::failed("the action did not come to its end; the log says why"))
         }
     }
 }

@@ -43,10 +43,7 @@ struct Shared<N> {
 
 impl<N> Clone for Shared<N> {
     fn clone(&self) -> Self {
-        Self {
-            node: Arc::clone(&self.node),
-            metrics: Arc::clone(&self.metrics),
-        }
+        Self { node: Arc::clone(&self.node), metrics: Arc::clone(&self.metrics) }
     }
 }
 
@@ -98,9 +95,7 @@ async fn no_such_method(request: Request) -> Response {
 }
 
 async fn never_cached(mut response: Response) -> Response {
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

@@ -79,17 +79,10 @@ impl Listener {
     /// # Errors
     /// [`Error::Bind`] when it is taken or not this machine's.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let bind = |source| Error::Bind {
-            addr: config.addr,
-            source,
-        };
+        let bind = |source| Error::Bind { addr: config.addr, source };
         let listener = TcpListener::bind(config.addr).await.map_err(bind)?;
         let addr = listener.local_addr().map_err(bind)?;
-        Ok(Self {
-            listener,
-            addr,
-            head_timeout: HEAD_TIMEOUT,
-        })
+        Ok(Self { listener, addr, head_timeout: HEAD_TIMEOUT })
     }
 
     /// Where it listens.
@@ -99,10 +92,7 @@ impl Listener {
 
     #[cfg(test)]
     pub(super) fn with_head_timeout(self, head_timeout: Duration) -> Self {
-        Self {
-            head_timeout,
-            ..self
-        }
+        Self { head_timeout, ..self }
     }
 
     /// Answers with `router` until `stop`, then until the answers under way are given.

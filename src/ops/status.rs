@@ -118,9 +118,6 @@ pub struct Position {
 
 impl From<crate::entry::Position> for Position {
     fn from(position: crate::entry::Position) -> Self {
-        Self {
-            epoch: position.epoch,
-            seq: position.seq,
-        }
+        Self { epoch: position.epoch, seq: position.seq }
     }
 }

@@ -38,15 +38,9 @@ pub(super) async fn ready<N: Node>(
         _ => return Err(Problem::bad_request("/ready takes ?for=stop or no query")),
     };
     let ready = checks.iter().all(|check| check.passed);
-    let texts: Map<String, Value> = checks
-        .into_iter()
-        .map(|check| (check.name.to_owned(), check.text.into()))
-        .collect();
-    let code = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let texts: Map<String, Value> =
+        checks.into_iter().map(|check| (check.name.to_owned(), check.text.into())).collect();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((code, Json(json!({ "ready": ready, "checks": texts }))).into_response())
 }
 
@@ -59,19 +53,11 @@ struct Check {
 
 impl Check {
     fn passed(name: &'static str, text: impl Into<String>) -> Self {
-        Self {
-            name,
-            passed: true,
-            text: text.into(),
-        }
+        Self { name, passed: true, text: text.into() }
     }
 
     fn failed(name: &'static str, text: impl Into<String>) -> Self {
-        Self {
-            name,
-            passed: false,
-            text: text.into(),
-        }
+        Self { name, passed: false, text: text.into() }
     }
 }
 
@@ -89,11 +75,8 @@ fn readiness(status: &Status) -> Vec<Check> {
         "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
         _ => Check::passed("wal", "ok"),
     };
-    let shards = if starting {
-        Check::failed("shards", "not open yet")
-    } else {
-        shards_check(status)
-    };
+    let shards =
+        if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
     let listeners = match status.exposures.as_slice() {
         [] => Check::passed("listeners", "ok"),
         exposures => Check::passed("listeners", format!("insecure: {}", exposures.join("; "))),
@@ -117,11 +100,7 @@ fn shards_check(status: &Status) -> Check {
         .filter(|(state, count)| *state != "healthy" && *count > 0)
         .map(|(state, count)| format!("{count} {}", state.replace('_', " ")))
         .collect();
-    let text = if troubles.is_empty() {
-        "ok".to_owned()
-    } else {
-        troubles.join(", ")
-    };
+    let text = if troubles.is_empty() { "ok".to_owned() } else { troubles.join(", ") };
     // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer.
     if counts.catching_up > 0 || counts.unavailable > 0 {
         Check::failed("shards", text)
@@ -152,10 +131,7 @@ pub(super) async fn metrics<N: Node>(
     State(shared): State<Shared<N>>,
 ) -> ([(HeaderName, &'static str); 1], String) {
     let readings = shared.node.status().readings;
-    (
-        [(CONTENT_TYPE, METRICS_TYPE)],
-        shared.metrics.render(&readings),
-    )
+    ([(CONTENT_TYPE, METRICS_TYPE)], shared.metrics.render(&readings))
 }
 
 pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {

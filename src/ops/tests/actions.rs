@@ -14,40 +14,19 @@ async fn each_action_reaches_the_node_and_reports() {
         json!({"segments_removed": 2, "bytes_freed": 128})
     );
     assert_eq!(
-        post(&node, "/admin/rate-limit?ops_per_sec=500")
-            .await
-            .json(),
+        post(&node, "/admin/rate-limit?ops_per_sec=500").await.json(),
         json!({"ops_per_sec": 500})
     );
-    assert_eq!(
-        post(&node, "/admin/rate-limit?ops_per_sec=0").await.status,
-        200
-    );
-    assert_eq!(
-        post(&node, "/admin/log-level?level=debug").await.json(),
-        json!({"level": "debug"})
-    );
+    assert_eq!(post(&node, "/admin/rate-limit?ops_per_sec=0").await.status, 200);
+    assert_eq!(post(&node, "/admin/log-level?level=debug").await.json(), json!({"level": "debug"}));
     let drain = post(&node, "/admin/drain").await;
     assert_eq!(drain.status, 202);
-    assert_eq!(
-        drain.json(),
-        json!({"phase": "draining", "active_connections": 5})
-    );
+    assert_eq!(drain.json(), json!({"phase": "draining", "active_connections": 5}));
     assert_eq!(get(&node, "/ready").await.status, 503);
-    assert_eq!(
-        get(&node, "/cluster").await.json()["members"][0]["status"],
-        "leaving"
-    );
+    assert_eq!(get(&node, "/cluster").await.json()["members"][0]["status"], "leaving");
     assert_eq!(
         *node.told.lock(),
-        [
-            "snapshot",
-            "truncate",
-            "rate limit 500",
-            "rate limit 0",
-            "log level",
-            "drain"
-        ]
+        ["snapshot", "truncate", "rate limit 500", "rate limit 0", "log level", "drain"]
     );
 }
 
@@ -80,9 +59,8 @@ async fn a_reload_says_what_it_applied_or_all_that_is_wrong() {
         post(&node, "/admin/reload").await.json(),
         json!({"applied": ["log_level"], "needs_restart": ["bind_addr"], "warnings": []})
     );
-    *node.reload.lock() = Some(Err(ActionError::Refused {
-        problems: vec!["a".to_owned(), "b".to_owned()],
-    }));
+    *node.reload.lock() =
+        Some(Err(ActionError::Refused { problems: vec!["a".to_owned(), "b".to_owned()] }));
     let refused = post(&node, "/admin/reload").await;
     assert_eq!(refused.status, 422);
     assert_eq!(refused.json()["problems"], json!(["a", "b"]));
@@ -126,25 +104,13 @@ const ACTIONS: [&str; 8] = [
 async fn without_a_token_only_the_machine_itself_may_act() {
     let node = Arc::new(Fake::new());
     for uri in ACTIONS {
-        let answer = ask(
-            &node,
-            FAR,
-            Method::POST,
-            uri,
-            &[("authorization", "Bearer guess")],
-        )
-        .await;
+        let answer = ask(&node, FAR, Method::POST, uri, &[("authorization", "Bearer guess")]).await;
         assert_eq!(answer.status, 403, "{uri}");
         assert!(answer.detail().contains("set auth_token"));
     }
     assert!(node.told.lock().is_empty());
     for peer in [LOCAL, LOCAL_6, LOCAL_MAPPED] {
-        assert_eq!(
-            ask(&node, peer, Method::POST, "/admin/snapshot", &[])
-                .await
-                .status,
-            200
-        );
+        assert_eq!(ask(&node, peer, Method::POST, "/admin/snapshot", &[]).await.status, 200);
     }
 }
 
@@ -168,15 +134,7 @@ async fn with_a_token_set_it_is_asked_of_everyone_and_any_of_the_list_will_do() 
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
         assert!(answer.detail().contains("Authorization: Bearer TOKEN"));
     }
-    for wrong in [
-        "Bearer ne",
-        "Bearer neww",
-        "Bearer ",
-        "Basic new",
-        "new",
-        "Bearer",
-        "",
-    ] {
+    for wrong in ["Bearer ne", "Bearer neww", "Bearer ", "Basic new", "new", "Bearer", ""] {
         let headers = [("authorization", wrong)];
         let answer = ask(&node, LOCAL, Method::POST, "/admin/drain", &headers).await;
         assert_eq!(answer.status, 401, "{wrong:?}");
@@ -187,9 +145,7 @@ async fn with_a_token_set_it_is_asked_of_everyone_and_any_of_the_list_will_do() 
         let answer = ask(&node, FAR, Method::POST, "/admin/snapshot", &headers).await;
         assert_eq!(answer.status, 200, "{right:?}");
     }
-    for uri in [
-        "/health", "/ready", "/metrics", "/cluster", "/stats", "/config",
-    ] {
+    for uri in ["/health", "/ready", "/metrics", "/cluster", "/stats", "/config"] {
         assert_eq!(get(&node, uri).await.status, 200, "{uri} is for looking");
     }
 }

@@ -56,10 +56,7 @@ impl Fake {
     }
 
     fn with_tokens(tokens: &[&str]) -> Self {
-        Self {
-            tokens: Arc::new(Tokens::new(tokens)),
-            ..Self::new()
-        }
+        Self { tokens: Arc::new(Tokens::new(tokens)), ..Self::new() }
     }
 
     fn tell(&self, what: impl Into<String>) {
@@ -94,10 +91,7 @@ impl Node for Fake {
 
     async fn reload(&self) -> Result<Reloaded, ActionError> {
         self.tell("reload");
-        self.reload
-            .lock()
-            .take()
-            .unwrap_or_else(|| Ok(Reloaded::default()))
+        self.reload.lock().take().unwrap_or_else(|| Ok(Reloaded::default()))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ActionError> {
@@ -107,27 +101,18 @@ impl Node for Fake {
         }
         self.tell("snapshot");
         self.snapshot_ended.notify_one();
-        Ok(Snapshot {
-            items: 10,
-            bytes: 2048,
-            took: Duration::from_millis(1500),
-        })
+        Ok(Snapshot { items: 10, bytes: 2048, took: Duration::from_millis(1500) })
     }
 
     async fn truncate_wal(&self) -> Result<Truncated, ActionError> {
         self.tell("truncate");
-        Ok(Truncated {
-            segments: 2,
-            bytes: 128,
-        })
+        Ok(Truncated { segments: 2, bytes: 128 })
     }
 
     fn drain(&self) -> Drained {
         self.tell("drain");
         self.status.lock().phase = Phase::Draining;
-        Drained {
-            active_connections: 5,
-        }
+        Drained { active_connections: 5 }
     }
 
     fn set_rate_limit(&self, limit: RateLimit) {
@@ -136,10 +121,7 @@ impl Node for Fake {
 
     fn set_log_level(&self, level: &str) -> Result<(), ActionError> {
         if level != "debug" {
-            return Err(ActionError::Invalid {
-                parameter: "level",
-                expected: "debug, here",
-            });
+            return Err(ActionError::Invalid { parameter: "level", expected: "debug, here" });
         }
         self.tell("log level");
         Ok(())
@@ -157,10 +139,7 @@ fn serving() -> Status {
         zone: "z1".to_owned(),
         region: String::new(),
         uptime: Duration::from_secs(61),
-        wal: Wal {
-            mode: "sync",
-            segments: 3,
-        },
+        wal: Wal { mode: "sync", segments: 3 },
         exposures: vec![],
         readings: Readings {
             cache_size_bytes: 1000,
@@ -169,10 +148,7 @@ fn serving() -> Status {
             wal_bytes: 4096,
             active_connections: 2,
             max_connections: 100,
-            shards: ShardCounts {
-                healthy: 256,
-                ..ShardCounts::default()
-            },
+            shards: ShardCounts { healthy: 256, ..ShardCounts::default() },
             shards_owned: 256,
             shard_primaries: 256,
             cluster_members: 1,
@@ -194,11 +170,7 @@ impl Answer {
     }
 
     fn detail(&self) -> String {
-        assert_eq!(
-            self.headers[CONTENT_TYPE], "application/problem+json",
-            "{}",
-            self.text
-        );
+        assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json", "{}", self.text);
         let body = self.json();
         assert_eq!(body["status"], self.status.as_u16());
         body["detail"].as_str().unwrap().to_owned()
@@ -218,10 +190,7 @@ async fn ask(
     }
     let mut request = request.body(Body::empty()).unwrap();
     request.extensions_mut().insert(Peer(peer.parse().unwrap()));
-    let response = router(Arc::clone(node), Arc::new(Metrics::new()))
-        .call(request)
-        .await
-        .unwrap();
+    let response = router(Arc::clone(node), Arc::new(Metrics::new())).call(request).await.unwrap();
     let (head, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
     Answer {

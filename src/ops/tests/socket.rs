@@ -9,11 +9,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn open(node: &Arc<Fake>) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
-    let listener = Listener::bind(Config {
-        addr: "127.0.0.1:0".parse().unwrap(),
-    })
-    .await
-    .unwrap();
+    let listener = Listener::bind(Config { addr: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
     let addr = listener.local_addr();
     let stop = CancellationToken::new();
     let router = router(Arc::clone(node), Arc::new(Metrics::new()));
@@ -40,9 +36,7 @@ async fn the_port_answers_over_a_socket_and_closes_when_told() {
     assert!(action.starts_with("HTTP/1.1 200 OK\r\n"), "{action}");
 
     let mut idle = TcpStream::connect(addr).await.unwrap();
-    idle.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
-        .await
-        .unwrap();
+    idle.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut some = [0; 15];
     idle.read_exact(&mut some).await.unwrap();
     stop.cancel();
@@ -67,10 +61,7 @@ async fn an_action_runs_to_its_end_when_its_asker_hangs_up() {
     node.snapshot_waits.store(true, Ordering::Relaxed);
     let (addr, _stop, _serving) = open(&node).await;
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream
-        .write_all(b"POST /admin/snapshot HTTP/1.1\r\nHost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"POST /admin/snapshot HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     while node.told.lock().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -80,9 +71,7 @@ async fn an_action_runs_to_its_end_when_its_asker_hangs_up() {
         tokio::task::yield_now().await;
     }
     node.snapshot_may_end.notify_one();
-    timeout(PATIENCE, node.snapshot_ended.notified())
-        .await
-        .expect("the snapshot went on");
+    timeout(PATIENCE, node.snapshot_ended.notified()).await.expect("the snapshot went on");
     assert_eq!(*node.told.lock(), ["snapshot begun", "snapshot"]);
 }
 
@@ -93,10 +82,7 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        stream
-            .write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut some = [0; 15];
         stream.read_exact(&mut some).await.unwrap();
         held.push(stream);
@@ -119,20 +105,13 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
 
 #[tokio::test]
 async fn a_head_that_never_ends_loses_its_connection() {
-    let listener = Listener::bind(Config {
-        addr: "127.0.0.1:0".parse().unwrap(),
-    })
-    .await
-    .unwrap();
+    let listener = Listener::bind(Config { addr: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
     let addr = listener.local_addr();
     let listener = listener.with_head_timeout(Duration::from_millis(20));
     let router = router(Arc::new(Fake::new()), Arc::new(Metrics::new()));
     let _serving = tokio::spawn(listener.serve(router, CancellationToken::new()));
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream
-        .write_all(b"GET /live HTTP/1.1\r\nHost:")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /live HTTP/1.1\r\nHost:").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(!answer.contains("200"), "{answer}");

@@ -6,9 +6,7 @@ use crate::entry::Timestamp;
 #[tokio::test]
 async fn health_and_live_are_ok_in_every_phase() {
     for phase in [
-        Phase::Starting {
-            progress: "replaying the log: 3 of 12 segments".to_owned(),
-        },
+        Phase::Starting { progress: "replaying the log: 3 of 12 segments".to_owned() },
         Phase::Serving,
         Phase::Draining,
     ] {
@@ -27,14 +25,10 @@ async fn health_and_live_are_ok_in_every_phase() {
 #[tokio::test]
 async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
     let node = Arc::new(Fake::with(|status| {
-        status.phase = Phase::Starting {
-            progress: "replaying the log: 3 of 12 segments".to_owned(),
-        };
+        status.phase =
+            Phase::Starting { progress: "replaying the log: 3 of 12 segments".to_owned() };
         status.cluster_id = None;
-        status.readings = Readings {
-            config_reload_success: true,
-            ..Readings::default()
-        };
+        status.readings = Readings { config_reload_success: true, ..Readings::default() };
     }));
     let answer = get(&node, "/ready").await;
     assert_eq!(answer.status, 503);
@@ -52,10 +46,7 @@ async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
         get(&node, "/health").await.json()["progress"],
         "replaying the log: 3 of 12 segments"
     );
-    assert_eq!(
-        get(&node, "/cluster").await.json()["cluster_id"],
-        Value::Null
-    );
+    assert_eq!(get(&node, "/cluster").await.json()["cluster_id"], Value::Null);
     assert_eq!(get(&node, "/ready?for=stop").await.status, 503);
 }
 
@@ -64,10 +55,7 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
     let node = Arc::new(Fake::with(|status| {
         status.exposures = vec!["clients need no token; set auth_token".to_owned()];
         status.readings.config_reload_success = false;
-        status.readings.shards = ShardCounts {
-            under_replicated: 256,
-            ..ShardCounts::default()
-        };
+        status.readings.shards = ShardCounts { under_replicated: 256, ..ShardCounts::default() };
         status.wal.mode = "off";
     }));
     let answer = get(&node, "/ready").await;
@@ -87,19 +75,12 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
 #[tokio::test]
 async fn shards_that_cannot_answer_make_the_node_unready() {
     let node = Arc::new(Fake::with(|status| {
-        status.readings.shards = ShardCounts {
-            healthy: 243,
-            catching_up: 12,
-            unavailable: 1,
-            ..ShardCounts::default()
-        };
+        status.readings.shards =
+            ShardCounts { healthy: 243, catching_up: 12, unavailable: 1, ..ShardCounts::default() };
     }));
     let answer = get(&node, "/ready").await;
     assert_eq!(answer.status, 503);
-    assert_eq!(
-        answer.json()["checks"]["shards"],
-        "12 catching up, 1 unavailable"
-    );
+    assert_eq!(answer.json()["checks"]["shards"], "12 catching up, 1 unavailable");
 }
 
 #[tokio::test]
@@ -114,12 +95,7 @@ async fn a_lone_node_with_shards_may_not_be_stopped_without_loss_of_service() {
     );
     let empty = Arc::new(Fake::with(|status| status.readings.shards_owned = 0));
     assert_eq!(get(&empty, "/ready?for=stop").await.status, 200);
-    assert!(
-        get(&node, "/ready?for=lunch")
-            .await
-            .detail()
-            .contains("?for=stop")
-    );
+    assert!(get(&node, "/ready?for=lunch").await.detail().contains("?for=stop"));
 }
 
 #[tokio::test]
@@ -164,31 +140,18 @@ async fn stats_and_config_show_this_node() {
         stats["wal"],
         json!({"mode": "sync", "bytes": 4096, "segments": 3, "corruptions": 0})
     );
-    assert_eq!(
-        stats["connections"],
-        json!({"active": 2, "max": 100, "rejected": 0})
-    );
+    assert_eq!(stats["connections"], json!({"active": 2, "max": 100, "rejected": 0}));
     assert_eq!(stats["snapshot"]["finished_at_ms"], 1_800_000_000_123_u64);
     assert_eq!(stats["uptime_seconds"], 61);
-    assert_eq!(
-        get(&node, "/config").await.json()["node_id"]["source"],
-        "default"
-    );
+    assert_eq!(get(&node, "/config").await.json()["node_id"]["source"], "default");
 }
 
 #[tokio::test]
 async fn metrics_come_in_the_type_that_prometheus_asks_for() {
     let answer = get(&Arc::new(Fake::new()), "/metrics").await;
-    assert_eq!(
-        answer.headers[CONTENT_TYPE],
-        "text/plain; version=0.0.4; charset=utf-8"
-    );
+    assert_eq!(answer.headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
     assert!(answer.text.contains("\naegis_cache_items 10\n"));
-    assert!(
-        answer
-            .text
-            .contains("\naegis_shards{state=\"healthy\"} 256\n")
-    );
+    assert!(answer.text.contains("\naegis_shards{state=\"healthy\"} 256\n"));
 }
 
 #[tokio::test]
@@ -203,9 +166,6 @@ async fn unknown_paths_and_methods_are_problems_that_say_what_there_is() {
     assert_eq!(answer.status, 405);
     assert_eq!(answer.headers["allow"], "POST");
     assert!(answer.detail().contains("/admin/drain does not take GET"));
-    assert_eq!(
-        ask(&node, FAR, Method::POST, "/health", &[]).await.status,
-        405
-    );
+    assert_eq!(ask(&node, FAR, Method::POST, "/health", &[]).await.status, 405);
     assert!(node.told.lock().is_empty());
 }
