@@ -42,13 +42,7 @@ impl<'a> Check<'a> {
         origins: &'a Origins,
         broken: &'a BTreeSet<&'static str>,
     ) -> Self {
-        Self {
-            config,
-            origins,
-            broken,
-            problems: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Self { config, origins, broken, problems: Vec::new(), warnings: Vec::new() }
     }
 
     /// Runs every check.
@@ -66,13 +60,11 @@ impl<'a> Check<'a> {
     }
 
     fn problem(&mut self, key: &str, what: impl Into<String>, mend: impl Into<String>) {
-        self.problems
-            .push(Problem::with_key(key, self.origins.of(key), what, mend));
+        self.problems.push(Problem::with_key(key, self.origins.of(key), what, mend));
     }
 
     fn warning(&mut self, key: &str, what: impl Into<String>, mend: impl Into<String>) {
-        self.warnings
-            .push(Problem::with_key(key, self.origins.of(key), what, mend));
+        self.warnings.push(Problem::with_key(key, self.origins.of(key), what, mend));
     }
 
     /// Whether none of `keys` is already known to be wrong.
@@ -82,20 +74,13 @@ impl<'a> Check<'a> {
 
     fn names(&mut self) {
         let config = self.config;
-        let names = [
-            ("node_id", &config.node_id),
-            ("zone", &config.zone),
-            ("region", &config.region),
-        ];
+        let names =
+            [("node_id", &config.node_id), ("zone", &config.zone), ("region", &config.region)];
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         for (key, name) in names {
             if name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
                 let mend = "use at most 255 letters, digits, dots, hyphens and underscores";
-                self.problem(
-                    key,
-                    "holds characters that a name cannot have, or too many",
-                    mend,
-                );
+                self.problem(key, "holds characters that a name cannot have, or too many", mend);
             }
         }
         if config.node_id.is_empty() && self.sound(&["node_id"]) {
@@ -135,39 +120,23 @@ impl<'a> Check<'a> {
                 "{} bytes are more than max_memory_mb allows in all",
                 config.max_value_bytes
             );
-            self.warning(
-                "max_value_bytes",
-                what,
-                "raise max_memory_mb, or lower this",
-            );
+            self.warning("max_value_bytes", what, "raise max_memory_mb, or lower this");
         }
     }
 
     fn quorums(&mut self) {
         let config = self.config;
         let copies = config.replication_factor;
-        for (key, quorum) in [
-            ("write_quorum", config.write_quorum),
-            ("read_quorum", config.read_quorum),
-        ] {
+        for (key, quorum) in
+            [("write_quorum", config.write_quorum), ("read_quorum", config.read_quorum)]
+        {
             if self.sound(&[key, "replication_factor"]) && quorum.of(copies) > copies {
-                let what = format!(
-                    "{} is above replication_factor ({copies})",
-                    quorum.of(copies)
-                );
-                self.problem(
-                    key,
-                    what,
-                    format!("give at most {copies}, or -1 for all copies"),
-                );
+                let what = format!("{} is above replication_factor ({copies})", quorum.of(copies));
+                self.problem(key, what, format!("give at most {copies}, or -1 for all copies"));
             }
         }
         if config.read_quorum == Quorum::Count(0) {
-            self.problem(
-                "read_quorum",
-                "0 asks no copy",
-                "give 1 or more, or -1 for all copies",
-            );
+            self.problem("read_quorum", "0 asks no copy", "give 1 or more, or -1 for all copies");
         }
     }
 
@@ -191,30 +160,19 @@ impl<'a> Check<'a> {
                 super::span::text(config.suspect_timeout),
                 super::span::text(config.gossip_interval)
             );
-            self.problem(
-                "suspect_timeout",
-                what,
-                "give several times gossip_interval",
-            );
+            self.problem("suspect_timeout", what, "give several times gossip_interval");
         }
     }
 
     fn secrets(&mut self) {
-        for (key, secrets) in [
-            ("auth_token", &self.config.auth_token),
-            ("gossip_secret", &self.config.gossip_secret),
-        ] {
-            if secrets
-                .iter()
-                .any(|secret| secret.expose() == Secret::REDACTED)
-            {
+        for (key, secrets) in
+            [("auth_token", &self.config.auth_token), ("gossip_secret", &self.config.gossip_secret)]
+        {
+            if secrets.iter().any(|secret| secret.expose() == Secret::REDACTED) {
                 let what = "is the text that stands for a secret where it is not shown";
                 self.problem(key, what, "give the secret itself");
             }
-            if secrets
-                .iter()
-                .any(|secret| secret.expose().len() < SECRET_BYTES_ADVISED)
-            {
+            if secrets.iter().any(|secret| secret.expose().len() < SECRET_BYTES_ADVISED) {
                 let what = format!("is shorter than {SECRET_BYTES_ADVISED} characters");
                 self.warning(key, what, "make a long one with `aegiskv token`");
             }
@@ -222,11 +180,7 @@ impl<'a> Check<'a> {
         let in_a_header = |secret: &Secret| secret.expose().bytes().all(|b| b.is_ascii_graphic());
         if !self.config.auth_token.iter().all(in_a_header) {
             let what = "holds a space or another character that an HTTP header cannot carry";
-            self.problem(
-                "auth_token",
-                what,
-                "use letters, digits and ASCII punctuation",
-            );
+            self.problem("auth_token", what, "use letters, digits and ASCII punctuation");
         }
     }
 
@@ -242,22 +196,15 @@ impl<'a> Check<'a> {
             }
             if config.tls_ca_file.is_none() && self.sound(&["tls_ca_file"]) {
                 let what = "is required, but tls_ca_file is not set";
-                self.problem(
-                    "tls_client_auth",
-                    what,
-                    "name the CA's PEM file in tls_ca_file",
-                );
+                self.problem("tls_client_auth", what, "name the CA's PEM file in tls_ca_file");
             }
         }
     }
 
     fn tls_files(&mut self) {
         let config = self.config;
-        let certificates = self.tls_file(
-            "tls_cert_file",
-            &config.tls_cert_file,
-            tls_files::certificates,
-        );
+        let certificates =
+            self.tls_file("tls_cert_file", &config.tls_cert_file, tls_files::certificates);
         let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
         if let (Some(certificates), Some(key)) = (certificates, key)
             && let Err(fault) = tls_files::pair(certificates, &key)
@@ -282,11 +229,7 @@ impl<'a> Check<'a> {
                 Err(fault) => self.problem(key, fault.what, fault.mend),
             },
             None if self.sound(&[key]) => {
-                self.problem(
-                    key,
-                    "is not set, but tls_enabled is true",
-                    "name the PEM file",
-                );
+                self.problem(key, "is not set, but tls_enabled is true", "name the PEM file");
             }
             None => {}
         }
@@ -308,11 +251,7 @@ impl<'a> Check<'a> {
             && self.sound(&["cross_dc_seeds"])
         {
             let what = "is on, but cross_dc_seeds names no other cluster";
-            self.warning(
-                "cross_dc_replication",
-                what,
-                "name nodes of the other clusters",
-            );
+            self.warning("cross_dc_replication", what, "name nodes of the other clusters");
         }
         if !config.cross_dc_replication
             && !config.cross_dc_seeds.is_empty()
@@ -336,21 +275,11 @@ pub(super) fn read_secret_file(
     let origin = origins.of(&file_key).to_owned();
     if !secrets.is_empty() {
         let what = format!("is given, and so is {key} (by {})", origins.of(key));
-        return Err(Problem::with_key(
-            file_key,
-            origin,
-            what,
-            "keep one; null unsets a key",
-        ));
+        return Err(Problem::with_key(file_key, origin, what, "keep one; null unsets a key"));
     }
     let unreadable = |error: io::Error| {
         let what = format!("{} cannot be read: {error}", shown(path));
-        Problem::with_key(
-            &file_key,
-            &origin,
-            what,
-            "name a file that this user can read",
-        )
+        Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
     };
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
     // The bytes are not repeated: they are most likely a secret.
@@ -361,12 +290,7 @@ pub(super) fn read_secret_file(
     *secrets = Secrets::from_lines(&text);
     if secrets.is_empty() {
         let what = format!("{} holds no secret", shown(path));
-        return Err(Problem::with_key(
-            file_key,
-            origin,
-            what,
-            "write one secret a line",
-        ));
+        return Err(Problem::with_key(file_key, origin, what, "write one secret a line"));
     }
     Ok(Some(shown(path)))
 }
@@ -379,10 +303,7 @@ pub(super) fn shown(path: &Path) -> String {
 /// Opens a file, unless it is a pipe or a device, which could keep the reader waiting for ever.
 fn open_regular(path: &Path) -> io::Result<File> {
     if !path.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     File::open(path)
 }
@@ -390,9 +311,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 /// Reads a file whole, up to `bytes_max`.
 pub(super) fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_regular(path)?
-        .take(bytes_max + 1)
-        .read_to_end(&mut bytes)?;
+    open_regular(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         let what = format!("larger than {bytes_max} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));

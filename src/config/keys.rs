@@ -271,9 +271,7 @@ keys! {
 impl Config {
     /// Where the write-ahead log stands.
     pub fn wal_dir(&self) -> PathBuf {
-        self.wal_dir
-            .clone()
-            .unwrap_or_else(|| self.data_dir.join("wal"))
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("wal"))
     }
 
     /// Copies that must have a write before it is acknowledged; 0 waits for none.

@@ -27,10 +27,7 @@ impl Problem {
         what: impl Into<String>,
         mend: impl Into<String>,
     ) -> Self {
-        Self {
-            key: Some(key.into()),
-            ..Self::with_source(origin, what, mend)
-        }
+        Self { key: Some(key.into()), ..Self::with_source(origin, what, mend) }
     }
 
     /// A problem with the whole of a source.
@@ -55,9 +52,7 @@ impl fmt::Display for Problem {
         // An origin that ends in the key itself has named it already.
         let named = |key: &&String| {
             let origin = self.origin.as_str();
-            let name = origin
-                .strip_prefix("flag --")
-                .or(origin.strip_prefix("environment "));
+            let name = origin.strip_prefix("flag --").or(origin.strip_prefix("environment "));
             name == Some(key.as_str())
         };
         if let Some(key) = self.key.as_ref().filter(|key| !named(key)) {

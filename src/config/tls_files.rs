@@ -26,13 +26,10 @@ pub(super) struct Fault {
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let pem = read(path)?;
     let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    certificates
-        .ok()
-        .filter(|certificates| !certificates.is_empty())
-        .ok_or_else(|| Fault {
-            what: format!("{} holds no certificate in PEM", shown(path)),
-            mend: "name a file that begins with -----BEGIN CERTIFICATE-----",
-        })
+    certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or_else(|| Fault {
+        what: format!("{} holds no certificate in PEM", shown(path)),
+        mend: "name a file that begins with -----BEGIN CERTIFICATE-----",
+    })
 }
 
 /// Reads a file's private key.

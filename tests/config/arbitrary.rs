@@ -64,10 +64,8 @@ fn value() -> impl Strategy<Value = Value> {
 
 fn document() -> impl Strategy<Value = Vec<u8>> {
     let entries = vec((key(), value()), 0..6).prop_map(|entries| {
-        let members: Vec<_> = entries
-            .iter()
-            .map(|(key, value)| format!("{}:{value}", json!(key)))
-            .collect();
+        let members: Vec<_> =
+            entries.iter().map(|(key, value)| format!("{}:{value}", json!(key))).collect();
         format!("{{{}}}", members.join(",")).into_bytes()
     });
     let damaged = (document_bytes(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
@@ -81,11 +79,8 @@ fn document() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn document_bytes() -> impl Strategy<Value = Vec<u8>> {
-    vec((key(), value()), 0..3).prop_map(|entries| {
-        Value::Object(entries.into_iter().collect())
-            .to_string()
-            .into_bytes()
-    })
+    vec((key(), value()), 0..3)
+        .prop_map(|entries| Value::Object(entries.into_iter().collect()).to_string().into_bytes())
 }
 
 proptest! {

@@ -88,9 +88,7 @@ fn a_key_that_stands_twice_is_told() {
         file(r#"{"wal_mode": "sync", "wal_mode": "off"}"#).problems(),
         ["test.json: wal_mode: stands there twice; keep one of them"]
     );
-    let seeds = file("{}")
-        .with_variable("AEGIS_SEEDS", "a:1")
-        .with_variable("AEGIS_ADDRS", "b:1");
+    let seeds = file("{}").with_variable("AEGIS_SEEDS", "a:1").with_variable("AEGIS_ADDRS", "b:1");
     assert_eq!(
         seeds.problems(),
         ["environment AEGIS_ADDRS: addrs: is given twice, under two names; keep one of them"]
@@ -100,26 +98,15 @@ fn a_key_that_stands_twice_is_told() {
 #[test]
 fn an_unknown_key_gets_the_nearest_known_one() {
     let offered = |key: &str| file(&format!("{{\"{key}\": 1}}")).problems()[0].clone();
-    assert_eq!(
-        offered("maxconns"),
-        "test.json: maxconns: unknown key; did you mean max_conns?"
-    );
-    assert_eq!(
-        offered("Zone"),
-        "test.json: Zone: unknown key; did you mean zone?"
-    );
-    assert_eq!(
-        offered("seedz"),
-        "test.json: seedz: unknown key; did you mean addrs?"
-    );
+    assert_eq!(offered("maxconns"), "test.json: maxconns: unknown key; did you mean max_conns?");
+    assert_eq!(offered("Zone"), "test.json: Zone: unknown key; did you mean zone?");
+    assert_eq!(offered("seedz"), "test.json: seedz: unknown key; did you mean addrs?");
     assert_eq!(
         offered("password"),
         "test.json: password: unknown key; `aegiskv config default` prints every key"
     );
     assert_eq!(
-        file("{}")
-            .with_variable("AEGIS_WAL_MODDE", "sync")
-            .problems(),
+        file("{}").with_variable("AEGIS_WAL_MODDE", "sync").problems(),
         ["environment AEGIS_WAL_MODDE: unknown key; did you mean wal_mode?"]
     );
 }
@@ -212,11 +199,7 @@ fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
     let dir = tempfile::tempdir().expect("a directory");
     let (one, other) = (Pair::make(), Pair::make());
     let name = |name: &str| dir.path().join(name).display().to_string();
-    for (file, text) in [
-        ("1.crt", &one.certificate),
-        ("1.key", &one.key),
-        ("2.key", &other.key),
-    ] {
+    for (file, text) in [("1.crt", &one.certificate), ("1.key", &one.key), ("2.key", &other.key)] {
         fs::write(name(file), text).expect("a file");
     }
     fs::write(name("notes"), "-----BEGIN hush\nhush").expect("a file");
@@ -227,10 +210,7 @@ fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
             .with_flag("tls-ca-file", &name(ca))
     };
     let told = |inputs: Inputs| {
-        inputs
-            .problems()
-            .join("\n")
-            .replace(dir.path().to_str().expect("UTF-8"), "DIR")
+        inputs.problems().join("\n").replace(dir.path().to_str().expect("UTF-8"), "DIR")
     };
     tls("1.crt", "1.key", "1.crt").loaded();
     assert_eq!(
@@ -253,10 +233,8 @@ fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
 fn a_secret_and_its_file_at_once_are_a_problem() {
     assert_eq!(
         file(r#"{"auth_token": "hush", "auth_token_file": "/etc/token"}"#).problems(),
-        [
-            "test.json: auth_token_file: is given, and so is auth_token (by test.json); keep one; \
-             null unsets a key"
-        ]
+        ["test.json: auth_token_file: is given, and so is auth_token (by test.json); keep one; \
+             null unsets a key"]
     );
 }
 
@@ -266,10 +244,7 @@ fn a_file_of_secrets_is_read_carefully() {
     let path = dir.path().join("secret");
     let told = || {
         let inputs = file("{}").with_flag("gossip-secret-file", path.to_str().expect("UTF-8"));
-        inputs
-            .problems()
-            .join("\n")
-            .replace(dir.path().to_str().expect("UTF-8"), "DIR")
+        inputs.problems().join("\n").replace(dir.path().to_str().expect("UTF-8"), "DIR")
     };
     let problem = |what: &str| format!("flag --gossip-secret-file: gossip_secret_file: {what}");
     assert_eq!(
@@ -280,15 +255,9 @@ fn a_file_of_secrets_is_read_carefully() {
         )
     );
     fs::write(&path, "\n\n").expect("a file");
-    assert_eq!(
-        told(),
-        problem("DIR/secret holds no secret; write one secret a line")
-    );
+    assert_eq!(told(), problem("DIR/secret holds no secret; write one secret a line"));
     fs::write(&path, b"hush\xff").expect("a file");
-    assert_eq!(
-        told(),
-        problem("DIR/secret is not UTF-8 text; write one secret a line")
-    );
+    assert_eq!(told(), problem("DIR/secret is not UTF-8 text; write one secret a line"));
     fs::write(&path, "x".repeat(70_000)).expect("a file");
     assert_eq!(
         told(),
@@ -339,17 +308,13 @@ fn no_error_and_no_print_gives_a_secret_away() {
 fn a_token_must_fit_in_a_header() {
     assert_eq!(
         file(r#"{"auth_token": "a token with spaces, thirty-two long"}"#).problems(),
-        [
-            "test.json: auth_token: holds a space or another character that an HTTP header cannot \
-             carry; use letters, digits and ASCII punctuation"
-        ]
+        ["test.json: auth_token: holds a space or another character that an HTTP header cannot \
+             carry; use letters, digits and ASCII punctuation"]
     );
     assert_eq!(
         file(r#"{"auth_token": "<redacted>"}"#).problems(),
-        [
-            "test.json: auth_token: is the text that stands for a secret where it is not shown; \
-             give the secret itself"
-        ]
+        ["test.json: auth_token: is the text that stands for a secret where it is not shown; \
+             give the secret itself"]
     );
 }
 
@@ -381,18 +346,14 @@ fn warnings_stop_nothing() {
 fn names_are_kept_plain() {
     assert_eq!(
         file(r#"{"node_id": "node 1"}"#).problems(),
-        [
-            "test.json: node_id: holds characters that a name cannot have, or too many; use at \
-             most 255 letters, digits, dots, hyphens and underscores"
-        ]
+        ["test.json: node_id: holds characters that a name cannot have, or too many; use at \
+             most 255 letters, digits, dots, hyphens and underscores"]
     );
     let mut nameless = file("{}");
     nameless.host_name.clear();
     assert_eq!(
         nameless.problems(),
-        [
-            "default: node_id: is empty, and the machine's host name could not be read; give the \
-             node a name"
-        ]
+        ["default: node_id: is empty, and the machine's host name could not be read; give the \
+             node a name"]
     );
 }

@@ -9,22 +9,13 @@ use serde_json::Value;
 use super::{Pair, With, file};
 
 fn flags(pairs: &[(&str, &str)]) -> Sources {
-    let flags = pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    Sources {
-        flags: flags.collect(),
-        ..Sources::default()
-    }
+    let flags = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Sources { flags: flags.collect(), ..Sources::default() }
 }
 
 #[test]
 fn check_says_all_and_exits_with_1() {
-    let wrong = command::check(&flags(&[
-        ("wal-mode", "none"),
-        ("zone", "a b"),
-        ("max-con", "1"),
-    ]));
+    let wrong = command::check(&flags(&[("wal-mode", "none"), ("zone", "a b"), ("max-con", "1")]));
     assert_eq!((wrong.status, wrong.stdout.as_str()), (1, ""));
     assert_eq!(
         wrong.stderr,
@@ -36,10 +27,7 @@ fn check_says_all_and_exits_with_1() {
          255 letters, digits, dots, hyphens and underscores\n"
     );
     let good = command::check(&flags(&[]));
-    assert_eq!(
-        (good.status, good.stdout.as_str()),
-        (0, "the configuration is good\n")
-    );
+    assert_eq!((good.status, good.stdout.as_str()), (0, "the configuration is good\n"));
     let open = command::check(&flags(&[("bind-addr", ":7700")]));
     assert_eq!(open.status, 0);
     assert_eq!(open.stdout, "the configuration is good, with 1 warning\n");
@@ -54,16 +42,8 @@ fn check_says_all_and_exits_with_1() {
 fn default_prints_a_file_that_loads_as_the_defaults() {
     let printed = command::default();
     assert_eq!(printed.status, 0);
-    assert!(
-        printed.stdout.starts_with("{\n  \"node_id\": \"\",\n"),
-        "{}",
-        printed.stdout
-    );
-    assert!(
-        printed
-            .stdout
-            .contains("\n  \"write_quorum\": \"majority\",\n")
-    );
+    assert!(printed.stdout.starts_with("{\n  \"node_id\": \"\",\n"), "{}", printed.stdout);
+    assert!(printed.stdout.contains("\n  \"write_quorum\": \"majority\",\n"));
     assert!(printed.stdout.contains("\n  \"max_conns\": 10000,\n"));
     let object: Value = serde_json::from_str(&printed.stdout).expect("JSON");
     assert_eq!(object.as_object().expect("an object").len(), KEYS.len());
@@ -100,13 +80,8 @@ fn show_gives_each_value_with_its_source() {
     let table = command::show(&sources, false).stdout;
     assert_eq!(table.lines().count(), KEYS.len());
     let line = |key: &str| {
-        let line = table
-            .lines()
-            .find(|line| line.split_whitespace().next() == Some(key));
-        line.expect("each key has a line")
-            .split_whitespace()
-            .skip(1)
-            .collect::<Vec<_>>()
+        let line = table.lines().find(|line| line.split_whitespace().next() == Some(key));
+        line.expect("each key has a line").split_whitespace().skip(1).collect::<Vec<_>>()
     };
     assert_eq!(line("addrs"), ["a:1,b:2", path.to_str().expect("UTF-8")]);
     assert_eq!(line("data_dir"), ["/d", "flag", "--data-dir"]);
@@ -119,10 +94,7 @@ fn show_gives_each_value_with_its_source() {
 fn the_hash_tells_configurations_apart_and_stays_the_same() {
     let hash = |text: &str| file(text).loaded().hash();
     let token = |token: &str| hash(&format!(r#"{{"auth_token": {token}}}"#));
-    assert_eq!(
-        hash("{}"),
-        hash(r#"{"wal_mode": "write", "wal_dir": "./data/wal"}"#)
-    );
+    assert_eq!(hash("{}"), hash(r#"{"wal_mode": "write", "wal_dir": "./data/wal"}"#));
     assert_ne!(hash("{}"), hash(r#"{"zone": "a"}"#));
     assert_ne!(token(r#""one""#), token(r#""two""#));
     assert_ne!(token(r#"["ab", "c"]"#), token(r#"["a", "bc"]"#));
@@ -140,36 +112,22 @@ fn the_shared_hash_leaves_out_what_is_a_nodes_own() {
     );
     assert_eq!(one.shared_hash(), two.shared_hash());
     assert_ne!(one.hash(), two.hash());
-    assert_ne!(
-        one.shared_hash(),
-        node(r#"{"max_memory_mb": 1}"#).shared_hash()
-    );
+    assert_ne!(one.shared_hash(), node(r#"{"max_memory_mb": 1}"#).shared_hash());
 }
 
 #[test]
 fn listeners_open_to_the_network_are_told() {
     let exposed = |loaded: &Loaded| -> Vec<(&'static str, bool)> {
         let exposures = loaded.config.exposures();
-        exposures
-            .iter()
-            .map(|exposure| (exposure.listener, exposure.insecure))
-            .collect()
+        exposures.iter().map(|exposure| (exposure.listener, exposure.insecure)).collect()
     };
     let open = r#""bind_addr": "0.0.0.0:7700", "gossip_bind_addr": "10.0.0.1:7701",
                   "health_addr": "[::]:7702""#;
     let long = "x".repeat(32);
     assert_eq!(exposed(&file("{}").loaded()), []);
     let all = file(&format!("{{{open}}}")).loaded();
-    assert_eq!(
-        exposed(&all),
-        [("client", true), ("peer", true), ("operations", false)]
-    );
-    let texts: Vec<_> = all
-        .config
-        .exposures()
-        .into_iter()
-        .map(|one| one.text)
-        .collect();
+    assert_eq!(exposed(&all), [("client", true), ("peer", true), ("operations", false)]);
+    let texts: Vec<_> = all.config.exposures().into_iter().map(|one| one.text).collect();
     assert_eq!(
         texts,
         [
@@ -183,16 +141,10 @@ fn listeners_open_to_the_network_are_told() {
     );
     let token = file(&format!(r#"{{{open}, "auth_token": "{long}"}}"#)).loaded();
     assert_eq!(exposed(&token), [("peer", true)]);
-    let secret = file(&format!(
-        r#"{{{open}, "auth_token": "{long}", "gossip_secret": "{long}"}}"#
-    ))
-    .loaded();
+    let secret =
+        file(&format!(r#"{{{open}, "auth_token": "{long}", "gossip_secret": "{long}"}}"#)).loaded();
     assert_eq!(exposed(&secret), [("peer", true)]);
-    assert!(
-        secret.config.exposures()[0]
-            .text
-            .contains("set tls_enabled, or")
-    );
+    assert!(secret.config.exposures()[0].text.contains("set tls_enabled, or"));
     let dir = tempfile::tempdir().expect("a directory");
     let pem = dir.path().join("pem");
     let pair = Pair::make();

@@ -11,9 +11,7 @@ const END: &str = "<!-- keys: end -->\n";
 fn the_document_of_the_keys_is_what_the_code_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configure.md");
     let document = std::fs::read_to_string(path).expect("the document is there");
-    let (before, rest) = document
-        .split_once(BEGIN)
-        .expect("the document has a beginning mark");
+    let (before, rest) = document.split_once(BEGIN).expect("the document has a beginning mark");
     let (keys, after) = rest.split_once(END).expect("the document has an end mark");
     let made = key_reference() + "\n";
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -90,11 +88,7 @@ fn the_keys_of_the_contract_are_all_there_with_their_defaults() {
 
 #[test]
 fn a_reload_applies_the_keys_that_the_contract_says_it_does() {
-    let live: Vec<_> = KEYS
-        .iter()
-        .filter(|key| key.live)
-        .map(|key| key.name)
-        .collect();
+    let live: Vec<_> = KEYS.iter().filter(|key| key.live).map(|key| key.name).collect();
     assert_eq!(
         live,
         [

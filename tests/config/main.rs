@@ -13,11 +13,7 @@ use aegiskv::config::{Document, Inputs, Loaded};
 
 /// Inputs with one file, `test.json`.
 fn file(text: &str) -> Inputs {
-    Inputs {
-        host_name: "db1".to_owned(),
-        ..Inputs::default()
-    }
-    .with_file("test.json", text)
+    Inputs { host_name: "db1".to_owned(), ..Inputs::default() }.with_file("test.json", text)
 }
 
 trait With {
@@ -30,16 +26,12 @@ trait With {
 
 impl With for Inputs {
     fn with_file(mut self, path: &str, text: &str) -> Self {
-        self.documents.push(Document {
-            path: path.into(),
-            text: text.as_bytes().to_vec(),
-        });
+        self.documents.push(Document { path: path.into(), text: text.as_bytes().to_vec() });
         self
     }
 
     fn with_variable(mut self, name: &str, value: &str) -> Self {
-        self.environment
-            .push((OsString::from(name), OsString::from(value)));
+        self.environment.push((OsString::from(name), OsString::from(value)));
         self
     }
 
@@ -49,8 +41,7 @@ impl With for Inputs {
     }
 
     fn loaded(&self) -> Loaded {
-        self.evaluate()
-            .unwrap_or_else(|problems| panic!("{problems}"))
+        self.evaluate().unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     fn problems(&self) -> Vec<String> {
@@ -72,9 +63,6 @@ struct Pair {
 impl Pair {
     fn make() -> Self {
         let made = rcgen::generate_simple_self_signed(["node1".to_owned()]).expect("a certificate");
-        Self {
-            certificate: made.cert.pem(),
-            key: made.signing_key.serialize_pem(),
-        }
+        Self { certificate: made.cert.pem(), key: made.signing_key.serialize_pem() }
     }
 }

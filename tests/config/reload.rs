@@ -21,10 +21,7 @@ fn live_keys_change_and_the_others_wait_for_a_restart() {
     assert_eq!(config.log_level, "debug");
     assert_eq!(config.max_conns, 20);
     assert_eq!(config.auth_token.first().expect("a token").expose(), "new");
-    assert_eq!(
-        reloaded.new.origins.of("auth_token"),
-        "environment AEGIS_AUTH_TOKEN"
-    );
+    assert_eq!(reloaded.new.origins.of("auth_token"), "environment AEGIS_AUTH_TOKEN");
 }
 
 #[test]
@@ -46,9 +43,7 @@ fn a_quorum_follows_the_replication_factor_in_force() {
     assert_eq!(wider.new.config.write_copies(), 2);
 
     let beyond = file(r#"{"replication_factor": 5, "write_quorum": 4}"#).loaded();
-    let problems = old
-        .replaced_by(beyond)
-        .expect_err("4 of 3 copies cannot be had");
+    let problems = old.replaced_by(beyond).expect_err("4 of 3 copies cannot be had");
     assert_eq!(
         problems.to_string(),
         "test.json: write_quorum: 4 is above replication_factor (3); give at most 3, or -1 for all \
@@ -62,17 +57,9 @@ fn files_are_read_again_and_an_error_changes_nothing() {
     let path = dir.path().join("config.json");
     let token = dir.path().join("token");
     fs::write(&token, "first\n").expect("a file");
-    fs::write(
-        &path,
-        format!(r#"{{"auth_token_file": "{}"}}"#, token.display()),
-    )
-    .expect("a file");
+    fs::write(&path, format!(r#"{{"auth_token_file": "{}"}}"#, token.display())).expect("a file");
     let flags = BTreeMap::from([("node-id".to_owned(), "n1".to_owned())]);
-    let sources = Sources {
-        file: Some(path.clone()),
-        flags,
-        ..Sources::default()
-    };
+    let sources = Sources { file: Some(path.clone()), flags, ..Sources::default() };
     let old = sources.load().expect("all is well");
 
     fs::write(&token, "second\nfirst\n").expect("a file");
@@ -82,9 +69,7 @@ fn files_are_read_again_and_an_error_changes_nothing() {
     assert_eq!(reloaded.new.config.node_id, "n1");
 
     fs::write(&path, r#"{"max_conns": 5, "eviction_ratio": 2}"#).expect("a file");
-    let problems = sources
-        .reload(&reloaded.new)
-        .expect_err("the ratio is wrong");
+    let problems = sources.reload(&reloaded.new).expect_err("the ratio is wrong");
     assert_eq!(problems.0.len(), 1);
     assert_eq!(problems.0[0].key.as_deref(), Some("eviction_ratio"));
     assert_eq!(reloaded.new.config.max_conns, 10_000);
@@ -94,8 +79,5 @@ fn files_are_read_again_and_an_error_changes_nothing() {
 fn nothing_changed_is_nothing_applied() {
     let old = file(r#"{"zone": "a"}"#).loaded();
     let reloaded = old.replaced_by(old.clone()).expect("all is well");
-    assert_eq!(
-        (reloaded.applied.len(), reloaded.needs_restart.len()),
-        (0, 0)
-    );
+    assert_eq!((reloaded.applied.len(), reloaded.needs_restart.len()), (0, 0));
 }
