@@ -4,4 +4,16 @@ pub mod entry;
 
 pub mod clock;
 
+pub mod metrics;
+
+pub mod disk;
+
+pub mod wal;
+
 pub mod shard;
+
+pub mod logging;
+
+pub mod process;
+
+pub mod config;

@@ -61,18 +61,28 @@ impl IdempotencyKey {
             fingerprint.write_usize(part.len());
             fingerprint.write(part);
         }
-        Self { key: key.finish128().as_u128(), request: fingerprint.finish() }
+        Self {
+            key: key.finish128().as_u128(),
+            request: fingerprint.finish(),
+        }
     }
 
     /// The id of one step of the request, where it has several (an operation of a batch).
     #[must_use]
     pub fn step(self, index: u64) -> Self {
-        let spread = u128::from(index.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-        Self { key: self.key ^ spread, request: self.request }
+        let spread = u128::from(index.wrapping_add(1))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        Self {
+            key: self.key ^ spread,
+            request: self.request,
+        }
     }
 
     pub(super) fn id(self) -> RequestId {
-        RequestId::Keyed { key: self.key, request: self.request }
+        RequestId::Keyed {
+            key: self.key,
+            request: self.request,
+        }
     }
 }
 
@@ -139,7 +149,6 @@ pub enum Error {
     #[error("unknown cursor; start the listing again without one")]
     Cursor,
 }
-
 
 /// One page of a listing.
 #[derive(Clone, Debug)]

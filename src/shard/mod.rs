@@ -4,13 +4,17 @@
 //! Only the shard's primary orders; on one node that is always this one.
 
 mod operation;
+mod placement;
 mod requests;
 
 pub use operation::{Condition, Live, Operation, Ttl};
+pub use placement::Placement;
 pub use requests::{KEYED_MAX, KEYED_WINDOW, Outcome, Recall, Requests};
 
 use crate::clock::Clock;
-use crate::entry::{Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version};
+use crate::entry::{
+    Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version,
+};
 
 /// One shard's log, from the side of the node that orders it.
 #[derive(Debug)]
@@ -73,7 +77,10 @@ impl Log {
     ) -> Record {
         let record = Record {
             shard: self.shard,
-            position: Position { epoch: self.epoch, seq: self.last.seq + 1 },
+            position: Position {
+                epoch: self.epoch,
+                seq: self.last.seq + 1,
+            },
             predecessor_epoch: self.last.epoch,
             key,
             effect,
@@ -82,14 +89,23 @@ impl Log {
             verdict,
         };
         self.last = record.position;
-        self.requests.note(request, Outcome { verdict, version: record.version });
+        self.requests.note(
+            request,
+            Outcome {
+                verdict,
+                version: record.version,
+            },
+        );
         record
     }
 
     /// Takes a record that stands in the log already, on replay. Taking it again is harmless.
     pub fn replay(&mut self, record: &Record) {
         self.resume(record.position, record.position.epoch, record.version);
-        let outcome = Outcome { verdict: record.verdict, version: record.version };
+        let outcome = Outcome {
+            verdict: record.verdict,
+            version: record.version,
+        };
         self.requests.note(record.request, outcome);
     }
 
@@ -110,7 +126,13 @@ impl Log {
     pub fn begin_epoch(&mut self, highest: Version, now: Timestamp) -> Record {
         self.epoch += 1;
         self.clock.observe(highest);
-        self.order(None, Effect::None, Verdict::Absent, RequestId::Internal, now)
+        self.order(
+            None,
+            Effect::None,
+            Verdict::Absent,
+            RequestId::Internal,
+            now,
+        )
     }
 }
 
@@ -123,8 +145,18 @@ mod tests {
 
     fn delete(log: &mut Log, counter: u64) -> Record {
         let key = Key::new(&b"k"[..], 8).expect("short");
-        let id = RequestId::Counted { incarnation: 1, counter, waits_from: 1 };
-        log.order(Some(key), Effect::Remove(Departure::Deleted), Verdict::Deleted, id, NOW)
+        let id = RequestId::Counted {
+            incarnation: 1,
+            counter,
+            waits_from: 1,
+        };
+        log.order(
+            Some(key),
+            Effect::Remove(Departure::Deleted),
+            Verdict::Deleted,
+            id,
+            NOW,
+        )
     }
 
     #[test]
@@ -148,7 +180,13 @@ mod tests {
         }
         assert_eq!(again.position(), b.position);
         let recalled = again.recall(b.request, NOW);
-        assert_eq!(recalled, Recall::Done(Outcome { verdict: b.verdict, version: b.version }));
+        assert_eq!(
+            recalled,
+            Recall::Done(Outcome {
+                verdict: b.verdict,
+                version: b.version
+            })
+        );
         let c = delete(&mut again, 3);
         assert_eq!(c.position.seq, 3);
         assert!(c.version > b.version);
