@@ -12,8 +12,14 @@ pub mod wal;
 
 pub mod shard;
 
+pub mod backup;
+
 pub mod logging;
 
 pub mod process;
 
 pub mod config;
+
+pub mod server;
+
+pub mod cli;
