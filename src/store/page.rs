@@ -74,15 +74,15 @@ impl Page {
         (usize::from(tag) * self.slots.len()) >> u16::BITS
     }
 
-    /// Order of `tag` among those that may stand at `at`: a tag whose home lies further on has
-    /// gone round the array's end, and comes before all that have not.
-    fn rank(&self, tag: u16, at: usize) -> i32 {
-        let lap = if self.home(tag) > at {
-            1 << u16::BITS
+    /// Whether `other`, which stands at `at`, comes no later than `tag`, whose home is `home`, at
+    /// or before `at` going round. What has gone round the array's end (its home lies further on)
+    /// comes before everything at home at the start.
+    fn passes(&self, other: u16, at: usize, tag: u16, home: usize) -> bool {
+        if at >= home {
+            other <= tag || self.home(other) > at
         } else {
-            0
-        };
-        i32::from(tag) - lap
+            other <= tag && self.home(other) > at
+        }
     }
 
     fn after(&self, at: usize) -> usize {
@@ -98,14 +98,15 @@ impl Page {
         if self.len == 0 {
             return None;
         }
-        let mut at = self.home(tag);
+        let home = self.home(tag);
+        let mut at = home;
         loop {
             let slot = &self.slots[at];
             let entry = slot.entry()?;
             if slot.tag() == tag && is_it(&entry) {
                 return Some(at);
             }
-            if self.rank(slot.tag(), at) > self.rank(tag, at) {
+            if !self.passes(slot.tag(), at, tag, home) {
                 return None;
             }
             at = self.after(at);
@@ -132,10 +133,9 @@ impl Page {
     }
 
     fn place(&mut self, slot: Slot, tag: u16) {
-        let mut at = self.home(tag);
-        while !self.slots[at].is_empty()
-            && self.rank(self.slots[at].tag(), at) <= self.rank(tag, at)
-        {
+        let home = self.home(tag);
+        let mut at = home;
+        while !self.slots[at].is_empty() && self.passes(self.slots[at].tag(), at, tag, home) {
             at = self.after(at);
         }
         let mut gap = at;
