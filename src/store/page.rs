@@ -5,8 +5,12 @@
 //! Invariant: going round the array, tags never fall, no entry stands before its home, and no
 //! empty slot lies between an entry and its home (linear probing, ordered: Amble and Knuth 1974).
 //! So hits and misses alike end after a few neighbouring slots, at nine tenths full; an ordered
-//! walk needs no sorting; and growth needs no hash computed again. Array sizes follow the
-//! allocator's size classes, which keeps slots lost to growth below a fifth.
+//! walk needs no sorting; and growth needs no hash computed again.
+//!
+//! Why not one of hashbrown's tables a page: those have a power of two of buckets of nine bytes,
+//! which jemalloc rounds up by a tenth, and half of which a page that has just split leaves empty:
+//! 16 bytes an entry on average. Here a slot has eight bytes, arrays grow by single size classes
+//! (a seventh to a quarter), and an entry pays 9 to 11.
 
 use super::allocator::{usable_size, usable_size_of_array};
 use super::entry::{Entry, EntryRef, Slot};
