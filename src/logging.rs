@@ -78,6 +78,14 @@ pub enum StartError {
     /// The level is wrong.
     #[error("log_level: {0}")]
     Level(#[from] LevelError),
+    /// The directory could not be made.
+    #[error("log_dir: cannot make {}; make it, or let this user do so", dir.display())]
+    Create {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The first file could not be opened.
     #[error("log_dir: cannot open a log file in {}; let this user write there", dir.display())]
     Dir {

@@ -106,7 +106,9 @@ impl Copies {
                 copy.log.resume(position, *epoch, Version::default());
             }
             // Only a member of a cluster writes these.
-            Frame::GiveUp { shard, .. } | Frame::Adopt { shard, .. } | Frame::Drop { shard, .. } => {
+            Frame::GiveUp { shard, .. }
+            | Frame::Adopt { shard, .. }
+            | Frame::Drop { shard, .. } => {
                 tracing::error!(%lsn, shard = shard.0, kind = frame.kind_name(), "frame passed over");
             }
         }

@@ -215,8 +215,7 @@ fn load(
         threads,
         progress: &progress.log,
     };
-    let recovery =
-        wal::recover(disk, location, &replay, &|lsn, frame| copies.replay(lsn, &frame))?;
+    let recovery = wal::recover(disk, location, &replay, &|lsn, frame| copies.replay(lsn, &frame))?;
     for corruption in &recovery.corruptions {
         tracing::error!(?corruption, "the log is damaged; what is sound around it is kept");
     }
@@ -293,7 +292,12 @@ impl Data {
         let took = began.elapsed();
         *self.last_snapshot.lock() =
             Some(LastSnapshot { took, finished_at: Timestamp::now(), next });
-        tracing::info!(entries = finished.entries, bytes = finished.bytes, ?took, "snapshot written");
+        tracing::info!(
+            entries = finished.entries,
+            bytes = finished.bytes,
+            ?took,
+            "snapshot written"
+        );
         Ok((
             Snapshot { items: finished.entries, bytes: finished.bytes, took },
             Truncated { segments, bytes },
@@ -311,7 +315,8 @@ impl Data {
 
     fn snapshot_is_due(&self) -> bool {
         let wal = self.replica.wal();
-        let after = self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
+        let after =
+            self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
         wal.mode() != wal::Mode::Off && wal.bytes() > after
     }
 
@@ -357,7 +362,10 @@ pub(super) async fn close(data: Arc<Data>, orderly: bool, deadline: Instant) -> 
         if orderly && wal.mode() != wal::Mode::Off && !data.snapshot_is_fresh() {
             let late = || Instant::now() >= deadline;
             if let Err(error) = data.take_snapshot(None, &late) {
-                tracing::warn!(error = super::chain(&error), "no last snapshot; the log has it all");
+                tracing::warn!(
+                    error = super::chain(&error),
+                    "no last snapshot; the log has it all"
+                );
             }
         }
         if !orderly {

@@ -54,21 +54,14 @@ impl Writer {
             let (value, request) = if n % 7 == 0 {
                 (None, http.delete(url))
             } else {
-                (
-                    Some(n),
-                    http.put(url)
-                        .body(format!("{n}:{}", "x".repeat(n as usize % 300))),
-                )
+                (Some(n), http.put(url).body(format!("{n}:{}", "x".repeat(n as usize % 300))))
             };
             let expected = self.keys.entry(key).or_default();
             expected.asked.push(value);
             match request.send().await {
                 Ok(answer) => {
                     assert!(answer.status().is_success(), "{}", answer.status());
-                    *expected = Expected {
-                        acknowledged: value,
-                        asked: Vec::new(),
-                    };
+                    *expected = Expected { acknowledged: value, asked: Vec::new() };
                 }
                 Err(_) => return,
             }
@@ -91,20 +84,10 @@ impl Writer {
                 }
                 other => panic!("{key}: {other}"),
             };
-            assert!(
-                expected.allows(seen),
-                "{key}: saw {seen:?}, expected {expected:?}"
-            );
-            *expected = Expected {
-                acknowledged: seen,
-                asked: Vec::new(),
-            };
+            assert!(expected.allows(seen), "{key}: saw {seen:?}, expected {expected:?}");
+            *expected = Expected { acknowledged: seen, asked: Vec::new() };
         }
-        let answer = http
-            .get(node.url(&format!("counter:{id}")))
-            .send()
-            .await
-            .unwrap();
+        let answer = http.get(node.url(&format!("counter:{id}"))).send().await.unwrap();
         if answer.status() == 200 {
             let sum: u64 = answer.text().await.unwrap().parse().unwrap();
             assert!(
@@ -133,10 +116,7 @@ async fn survives_kills(wal_mode: &str) {
             checked += writer.check(id as u64, &node).await;
         }
         if life > 0 {
-            assert!(
-                checked > 0,
-                "life {life}: nothing was written before the kill"
-            );
+            assert!(checked > 0, "life {life}: nothing was written before the kill");
         }
         let url = node.url("");
         let load: Vec<_> = std::mem::take(&mut writers)

@@ -208,9 +208,7 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
         r.recv().await.map(|chunk| (chunk, r))
     });
     let url = node.url("slow");
-    let slow = tokio::spawn(
-        http().put(url).body(reqwest::Body::wrap_stream(body)).send(),
-    );
+    let slow = tokio::spawn(http().put(url).body(reqwest::Body::wrap_stream(body)).send());
     sender.send(Ok(b"first, ".to_vec())).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     node.signal(Signal::SIGTERM);
@@ -285,10 +283,8 @@ async fn a_disk_that_fills_ends_the_node_with_the_reason_and_nothing_acknowledge
     let mut home = Home::new(json!({ "wal_mode": "sync", "wal_max_size_mb": 1 }));
     let small = home.dir.path().join("small");
     fs::create_dir(&small).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"])
-        .arg(&small)
-        .status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"]).arg(&small).status();
     if !mounted.is_ok_and(|status| status.success()) {
         println!("SKIP a full disk: mounting a tmpfs needs root");
         return;
@@ -409,7 +405,9 @@ async fn replaying_the_log_leaves_a_snapshot_and_says_what_it_found() {
 async fn pid_file_and_daily_log_are_where_the_configuration_says() {
     let mut home = Home::new(json!({}));
     let dir = home.dir.path().to_owned();
-    home.set(json!({ "pid_file": dir.join("pid"), "log_dir": dir.join("logs"), "log_format": "json" }));
+    home.set(
+        json!({ "pid_file": dir.join("pid"), "log_dir": dir.join("logs"), "log_format": "json" }),
+    );
     let node = home.start().await;
     assert_eq!(fs::read_to_string(dir.join("pid")).unwrap().trim(), node.pid().to_string());
     node.stop(SOON);

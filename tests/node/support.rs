@@ -42,12 +42,7 @@ impl Home {
         ] {
             config.insert(key.into(), value);
         }
-        let mut home = Self {
-            dir,
-            client,
-            ops,
-            config,
-        };
+        let mut home = Self { dir, client, ops, config };
         home.set(settings);
         home
     }
@@ -57,11 +52,7 @@ impl Home {
         for (key, value) in settings.as_object().unwrap() {
             self.config.insert(key.clone(), value.clone());
         }
-        fs::write(
-            self.config_path(),
-            serde_json::to_vec_pretty(&self.config).unwrap(),
-        )
-        .unwrap();
+        fs::write(self.config_path(), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
     }
 
     pub(crate) fn config_path(&self) -> PathBuf {
@@ -74,33 +65,16 @@ impl Home {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
-        command
-            .arg("-config")
-            .arg(self.config_path())
-            .stdin(Stdio::null());
+        command.arg("-config").arg(self.config_path()).stdin(Stdio::null());
         command
     }
 
     /// Starts the node without waiting for it.
     pub(crate) fn spawn(&self) -> Node {
         let stderr = self.dir.path().join("stderr");
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&stderr)
-            .unwrap();
-        let child = self
-            .command()
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Node {
-            child,
-            client: self.client,
-            ops: self.ops,
-            stderr,
-        }
+        let log = fs::File::options().create(true).append(true).open(&stderr).unwrap();
+        let child = self.command().stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Node { child, client: self.client, ops: self.ops, stderr }
     }
 
     /// Starts the node and waits until it is ready.
@@ -147,11 +121,7 @@ impl Node {
             {
                 return;
             }
-            assert!(
-                began.elapsed() < START_TIMEOUT,
-                "not ready in time:\n{}",
-                self.log()
-            );
+            assert!(began.elapsed() < START_TIMEOUT, "not ready in time:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -185,11 +155,7 @@ impl Node {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                began.elapsed() < within,
-                "still running after {within:?}:\n{}",
-                self.log()
-            );
+            assert!(began.elapsed() < within, "still running after {within:?}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -220,12 +186,7 @@ pub(crate) fn files(dir: &Path) -> Vec<(String, u64)> {
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap())
-        .map(|e| {
-            (
-                e.file_name().into_string().unwrap(),
-                e.metadata().unwrap().len(),
-            )
-        })
+        .map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()))
         .collect();
     found.sort();
     found
