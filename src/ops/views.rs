@@ -79,7 +79,7 @@ fn readiness(status: &Status) -> Vec<Check> {
         if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
     let listeners = match status.exposures.as_slice() {
         [] => Check::passed("listeners", "ok"),
-        exposures => Check::passed("listeners", format!("insecure: {}", exposures.join("; "))),
+        exposures => Check::passed("listeners", format!("exposed: {}", exposures.join("; "))),
     };
     let config = if status.readings.config_reload_success {
         Check::passed("config", "ok")

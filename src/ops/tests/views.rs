@@ -66,7 +66,7 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
             "node": "ok",
             "wal": "ok: off, nothing outlives the process",
             "shards": "256 under replicated",
-            "listeners": "insecure: clients need no token; set auth_token",
+            "listeners": "exposed: clients need no token; set auth_token",
             "config": "the last reload was refused; the configuration before it is in force",
         }})
     );
