@@ -18,6 +18,8 @@ pub mod replica;
 
 pub mod coordinator;
 
+pub mod api;
+
 pub mod ops;
 
 pub mod logging;
