@@ -12,6 +12,8 @@ pub mod disk;
 
 pub mod wal;
 
+pub mod snapshot;
+
 pub mod shard;
 
 pub mod replica;
@@ -27,6 +29,8 @@ pub mod logging;
 pub mod process;
 
 pub mod config;
+
+pub mod server;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

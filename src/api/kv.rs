@@ -119,17 +119,17 @@ fn conditional(
     found: &Found,
     whole: impl FnOnce(&Found) -> Response,
 ) -> Result<Response, Problem> {
-    if condition.fails(found.version()) {
-        return Err(Problem::condition_failed(Some(found.version())));
+    if condition.fails(found.version) {
+        return Err(Problem::condition_failed(Some(found.version)));
     }
-    let mut response = if condition.knows(found.version()) {
+    let mut response = if condition.knows(found.version) {
         answer::empty(StatusCode::NOT_MODIFIED)
     } else {
         whole(found)
     };
     let headers = response.headers_mut();
-    headers.insert(ETAG, answer::etag(found.version()));
-    if let Some(expires_at) = found.expires_at() {
+    headers.insert(ETAG, answer::etag(found.version));
+    if let Some(expires_at) = found.expires_at {
         // Rounded up, so that what lives shows no 0.
         let seconds = expires_at.millis_after(Timestamp::now()).div_ceil(1000);
         headers.insert(TTL, answer::number(seconds));
@@ -138,8 +138,8 @@ fn conditional(
 }
 
 fn raw(found: &Found) -> Response {
-    let mut response = answer::with_body(StatusCode::OK, Body::Whole(found.value()));
-    let content_type = match found.content_type() {
+    let mut response = answer::with_body(StatusCode::OK, Body::Whole(found.entry.value()));
+    let content_type = match found.entry.content_type() {
         b"" => None,
         // It came in a header field, or through a check that it could have.
         bytes => HeaderValue::from_bytes(bytes).ok(),

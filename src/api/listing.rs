@@ -16,6 +16,7 @@ use super::params::{Fields, Malformed, Query};
 use super::problem::Problem;
 use super::settings::Limits;
 use crate::coordinator::Page;
+use crate::entry::Key;
 use crate::entry::Timestamp;
 
 pub(super) const PATH: &str = "/v1/kv";
@@ -119,9 +120,10 @@ pub(super) async fn delete(
         }
         .into());
     }
+    let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
-    let id = kv::idempotency(&fields, &head, &prefix, b"")?;
+    let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     let coordinator = &client.node.coordinator;
     let counted = coordinator
         .delete_prefix(&prefix, dry_run, id, consistency)
