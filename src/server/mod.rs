@@ -197,7 +197,7 @@ async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<
         }
     };
     let data = Arc::new(data);
-    node.coordinator.serve(data.replica.clone(), data.incarnation);
+    node.coordinator.serve(data.replica.clone(), getrandom::u64()?);
     let _ = node.data.set(data.clone());
     Ok(Some(data))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Home, Node};
+use crate::support::{Home, Node, http};
 
 const LIVES: usize = 50;
 const WRITERS: u64 = 8;
@@ -35,7 +35,7 @@ struct Writer {
 impl Writer {
     /// Writes until the node is gone: mostly PUT, sometimes DELETE, and one counter.
     async fn write_until_killed(&mut self, id: u64, node_url: String) {
-        let http = reqwest::Client::new();
+        let http = http();
         loop {
             self.next += 1;
             let n = self.next;
@@ -77,7 +77,7 @@ impl Writer {
 
     /// Compares all of this writer's keys with what the node has, and goes on from there.
     async fn check(&mut self, id: u64, node: &Node) -> usize {
-        let http = reqwest::Client::new();
+        let http = http();
         for (key, expected) in &mut self.keys {
             let answer = http.get(node.url(key)).send().await.unwrap();
             let seen = match answer.status().as_u16() {
