@@ -12,6 +12,8 @@ pub mod disk;
 
 pub mod wal;
 
+pub mod snapshot;
+
 pub mod shard;
 
 pub mod replica;
