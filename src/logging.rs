@@ -239,6 +239,9 @@ where
 }
 
 fn daily_files(dir: &PathBuf) -> Result<(NonBlocking, WorkerGuard), StartError> {
+    // The appender makes it too, but complains on standard error before.
+    std::fs::create_dir_all(dir)
+        .map_err(|source| StartError::Create { dir: dir.clone(), source })?;
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix("aegiskv")
