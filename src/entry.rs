@@ -45,7 +45,10 @@ impl Key {
         let bytes_max = bytes_max.min(KEY_BYTES_CEILING);
         match bytes.len() {
             0 => Err(KeyError::Empty),
-            n if n > bytes_max => Err(KeyError::TooLong { bytes: n, bytes_max }),
+            n if n > bytes_max => Err(KeyError::TooLong {
+                bytes: n,
+                bytes_max,
+            }),
             _ => Ok(Self(bytes)),
         }
     }
@@ -74,7 +77,9 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// The wall clock's present reading; 0 for a clock before 1970.
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
@@ -276,7 +281,10 @@ mod tests {
         assert_eq!(Key::new(Bytes::new(), 4), Err(KeyError::Empty));
         assert_eq!(
             Key::new(&b"12345"[..], 4),
-            Err(KeyError::TooLong { bytes: 5, bytes_max: 4 })
+            Err(KeyError::TooLong {
+                bytes: 5,
+                bytes_max: 4
+            })
         );
         assert!(Key::new(&b"1234"[..], 4).is_ok());
     }
