@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 /// Lines a source file may have above its unit tests.
 const FILE_LINES_MAX: usize = 500;
 
-/// Folders that hold no text of ours: builds, data, other tools' caches.
-const FOREIGN_DIRS: &[&str] = &[
-    "target",
+/// What lies in the folder without being part of the repository, from the root.
+const FOREIGN: &[&str] = &[
     ".git",
+    ".venv",
+    "benches/out",
     "data",
-    "out",
-    "corpus",
-    "artifacts",
-    "node_modules",
-    ".terraform",
+    "fuzz/artifacts",
+    "fuzz/corpus",
+    "fuzz/target",
+    "target",
 ];
 
 /// A file of the repository: its path from the root, with `/`, and its text.
@@ -42,7 +42,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every text file of the repository whose name `wanted` accepts, in the order of paths.
+/// Every text file of the repository whose path `wanted` accepts, in the order of paths.
 fn sources(under: &str, wanted: impl Fn(&str) -> bool) -> Vec<Source> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(under)];
@@ -54,22 +54,17 @@ fn sources(under: &str, wanted: impl Fn(&str) -> bool) -> Vec<Source> {
             let path = entry
                 .expect("a folder of the repository can be listed")
                 .path();
-            let name = path
-                .file_name()
-                .expect("listed entries have names")
-                .to_string_lossy();
+            let inside = path.strip_prefix(root()).expect("walked from the root");
+            let inside = inside.to_string_lossy().into_owned();
+            if FOREIGN.contains(&inside.as_str()) {
+                continue;
+            }
             if path.is_dir() {
-                if !FOREIGN_DIRS.contains(&name.as_ref()) {
-                    folders.push(path);
-                }
-            } else if wanted(&name)
+                folders.push(path);
+            } else if wanted(&inside)
                 && let Ok(text) = fs::read_to_string(&path)
             {
-                let path = path.strip_prefix(root()).expect("walked from the root");
-                found.push(Source {
-                    path: path.to_string_lossy().into_owned(),
-                    text,
-                });
+                found.push(Source { path: inside, text });
             }
         }
     }
