@@ -3,3 +3,7 @@
 pub mod entry;
 
 pub mod clock;
+
+pub mod metrics;
+
+pub mod shard;
