@@ -7,6 +7,7 @@ and is ended by the handle it was started with.
 import base64
 import http.client
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -282,9 +283,10 @@ class Nginx(Server):
         for name in ("get", "put", "temp"):
             (self.files / name).mkdir(parents=True, exist_ok=True)
         user = "user root;" if os.geteuid() == 0 else ""
+        files_max = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 200_000)
         config = self.folder / "nginx.conf"
         config.write_text(f"""
-            {user} daemon off; worker_processes auto; worker_rlimit_nofile 200000;
+            {user} daemon off; worker_processes auto; worker_rlimit_nofile {files_max};
             pid {self.folder}/pid; error_log {self.folder}/error.log;
             events {{ worker_connections 4096; }}
             http {{
@@ -295,7 +297,7 @@ class Nginx(Server):
                 uwsgi_temp_path {self.folder}/c; scgi_temp_path {self.folder}/d;
                 server {{
                     listen 127.0.0.1:{self.port} backlog=4096;
-                    location /get/ {{ open_file_cache max=150000 inactive=10m; }}
+                    location /get/ {{ open_file_cache max={files_max * 3 // 4} inactive=10m; }}
                     location /put/ {{ dav_methods PUT; }}
                 }}
             }}""")
