@@ -12,11 +12,15 @@ pub mod disk;
 
 pub mod wal;
 
+pub mod snapshot;
+
 pub mod shard;
 
 pub mod replica;
 
 pub mod coordinator;
+
+pub mod api;
 
 pub mod ops;
 
@@ -25,6 +29,8 @@ pub mod logging;
 pub mod process;
 
 pub mod config;
+
+pub mod server;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
