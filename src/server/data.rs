@@ -90,12 +90,44 @@ struct Found {
     lost: Option<Loss>,
 }
 
+/// Loads the data, writes it to a fresh snapshot, and closes the directory again. Answers in words
+/// what was found. Blocks.
+pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
+    if super::wal_mode(config) == wal::Mode::Off {
+        bail!("wal_mode is off: there is no log to replay; set it to async or sync");
+    }
+    let (data, found) = open_with(config, Arc::new(Metrics::new()), &LoadProgress::default())?;
+    let (taken, truncated) = data.take_snapshot(&[], &|| false)?;
+    data.close_log()?;
+    Ok(format!(
+        "replayed {} records of the log over {} entries of the last snapshot; {} bytes of a torn \
+         end cut off, {} damaged places\n\
+         wrote a snapshot of {} entries ({} bytes) and removed {} segments of the log ({} bytes)",
+        found.recovery.frames,
+        found.entries,
+        found.recovery.torn_bytes,
+        found.recovery.corruptions.len(),
+        taken.items,
+        taken.bytes,
+        truncated.segments,
+        truncated.bytes,
+    ))
+}
+
 /// Opens the data directory, loads what is in it, and opens the log for writing. Blocks.
 pub(super) fn open(
     config: &Config,
     metrics: Arc<Metrics>,
     progress: &LoadProgress,
 ) -> anyhow::Result<Data> {
+    open_with(config, metrics, progress).map(|(data, _)| data)
+}
+
+fn open_with(
+    config: &Config,
+    metrics: Arc<Metrics>,
+    progress: &LoadProgress,
+) -> anyhow::Result<(Data, Found)> {
     let began = Instant::now();
     let disk: Arc<dyn Disk> = Arc::new(Os);
     let mut home = Home::open(disk.clone(), home_config(config))?;
@@ -151,7 +183,7 @@ pub(super) fn open(
         took = ?began.elapsed(),
         "data loaded"
     );
-    Ok(data)
+    Ok((data, found))
 }
 
 /// Loads snapshot and log into `copies`. Writes nothing.
@@ -271,6 +303,15 @@ impl Data {
         ))
     }
 
+    /// Ends the log and marks that all is there. Blocks.
+    fn close_log(&self) -> anyhow::Result<()> {
+        let wal = self.replica.wal();
+        let last = Lsn(wal.next_lsn().0 - 1);
+        wal.close()?;
+        self.home.lock().mark_clean(last.0)?;
+        Ok(())
+    }
+
     fn snapshot_is_due(&self) -> bool {
         let wal = self.replica.wal();
         let after = self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
@@ -322,12 +363,11 @@ pub(super) async fn close(data: Arc<Data>, orderly: bool, deadline: Instant) -> 
                 tracing::warn!(error = super::chain(&error), "no last snapshot; the log has it all");
             }
         }
-        let last = Lsn(wal.next_lsn().0 - 1);
-        wal.close()?;
-        if orderly {
-            data.home.lock().mark_clean(last.0)?;
-            tracing::info!("stopped in order");
+        if !orderly {
+            return Ok(wal.close()?);
         }
+        data.close_log()?;
+        tracing::info!("stopped in order");
         anyhow::Ok(())
     });
     task.await.context("closing the log panicked")?

@@ -70,6 +70,18 @@ pub fn run(sources: Sources) -> anyhow::Result<()> {
     outcome
 }
 
+/// Replays the log into a fresh snapshot and prints what was found, without serving anybody.
+///
+/// # Errors
+/// Why that was not possible.
+pub fn replay_wal(sources: Sources) -> anyhow::Result<()> {
+    let loaded = sources.load()?;
+    let _logging = start_logging(&loaded.config)?;
+    let done = data::replay(&loaded.config)?;
+    println!("{done}");
+    Ok(())
+}
+
 async fn serve(
     sources: Sources,
     loaded: Loaded,
