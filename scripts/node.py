@@ -62,8 +62,10 @@ class Node:
             "log_level": "warn",
             **self.settings,
         }
+        # The line of a panic says enough; its backtrace would push it out of `log()`.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AEGIS")}
         environment |= {f"AEGIS_{key.upper()}": str(value) for key, value in settings.items()}
+        environment["RUST_BACKTRACE"] = "0"
         with open(self.log_path, "ab") as log:
             began = time.monotonic()
             self.process = subprocess.Popen(

@@ -146,10 +146,13 @@ def main():
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as folder:
         node = Node(options.binary, Path(folder) / "data", auth_token=token)
-        node.start()
         run = Run(node, token)
-        run.all(records, Path(folder))
-        node.stop()
+        try:
+            node.start()
+            run.all(records, Path(folder))
+            node.stop()
+        except SystemExit as failure:
+            run.check("the node starts and stops", False, failure)
     print(f"total: {run.passed} passed, {run.failed} failed, 0 skipped")
     return 1 if run.failed else 0
 
