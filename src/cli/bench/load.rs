@@ -71,26 +71,13 @@ impl Plan {
         let path = format!("/v1/kv/{}", escape(prefix.as_bytes()));
         let query = Query::default().with_some("ttl", ttl);
         let digits = (keys - 1).to_string().len();
-        let plan = Self {
-            path,
-            query,
-            keys,
-            digits,
-            value,
-            gets,
-            puts,
-        };
-        plan.uri(Kind::Put, 0)
-            .context("--key-prefix and --ttl make no URL")?;
+        let plan = Self { path, query, keys, digits, value, gets, puts };
+        plan.uri(Kind::Put, 0).context("--key-prefix and --ttl make no URL")?;
         Ok(plan)
     }
 
     fn uri(&self, kind: Kind, key: u64) -> Result<Uri, hyper::http::uri::InvalidUri> {
-        let query = if kind == Kind::Put {
-            self.query.as_str()
-        } else {
-            ""
-        };
+        let query = if kind == Kind::Put { self.query.as_str() } else { "" };
         let digits = self.digits;
         Uri::from_maybe_shared(Bytes::from(format!("{}{key:0digits$}{query}", self.path)))
     }
@@ -178,9 +165,8 @@ impl Phase {
                 let reached = reached.min(total).min(phase.taken() + DUE_MAX);
                 due.add_permits(usize::try_from(reached.saturating_sub(released)).unwrap_or(0));
                 released = released.max(reached);
-                let next = phase
-                    .due_at(released, interval)
-                    .saturating_duration_since(Instant::now());
+                let next =
+                    phase.due_at(released, interval).saturating_duration_since(Instant::now());
                 thread::sleep(next.max(PACER_PAUSE_MIN));
             }
             thread::sleep(end.saturating_duration_since(Instant::now()));
@@ -267,10 +253,8 @@ impl Client {
             Some(open) => open,
             None => link.insert(self.endpoint.connect().await?),
         };
-        let uri = self
-            .plan
-            .uri(kind, key)
-            .expect("only the number differs from the URL tried first");
+        let uri =
+            self.plan.uri(kind, key).expect("only the number differs from the URL tried first");
         let result = match kind {
             Kind::Get => open.send(Method::GET, &uri, Bytes::new()).await,
             Kind::Put => open.send(Method::PUT, &uri, self.plan.value.clone()).await,
@@ -289,11 +273,7 @@ impl Client {
         result: Result<StatusCode, Error>,
     ) {
         let counts = &self.counts[self.index as usize];
-        let counter = if result.is_ok() {
-            &counts.done
-        } else {
-            &counts.errors
-        };
+        let counter = if result.is_ok() { &counts.done } else { &counts.errors };
         counter.fetch_add(1, Ordering::Relaxed);
         if began >= self.phase.measured_from {
             samples.record(kind, began.elapsed(), result);
@@ -346,10 +326,7 @@ mod tests {
         let mut random = Random::new(3);
         let draws: Vec<_> = (0..100_000).map(|_| plan.draw(&mut random)).collect();
         let gets = draws.iter().filter(|(kind, _)| *kind == Kind::Get).count();
-        assert!(
-            (89_000..91_000).contains(&gets),
-            "{gets} of 100000 are GETs"
-        );
+        assert!((89_000..91_000).contains(&gets), "{gets} of 100000 are GETs");
         assert!(draws.iter().all(|(_, key)| *key < 1000));
     }
 
