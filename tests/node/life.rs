@@ -458,3 +458,37 @@ async fn the_views_of_the_operations_port_agree_with_the_node() {
     assert!(config.to_string().contains("config.json"), "{config}");
     assert_eq!(ops(&node, "/ready").await["ready"], true);
 }
+
+/// What a service manager hears, until `until` is among it.
+fn heard(socket: &std::os::unix::net::UnixDatagram, until: &str) -> String {
+    let mut all = String::new();
+    let mut message = [0; 4096];
+    while !all.lines().any(|line| line == until) {
+        let n = socket.recv(&mut message).unwrap_or_else(|e| panic!("{e}; heard only:\n{all}"));
+        all.push_str(std::str::from_utf8(&message[..n]).unwrap());
+        all.push('\n');
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_service_manager_is_told_of_start_watchdog_reload_and_stop() {
+    let home = Home::new(json!({}));
+    let path = home.dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = home.command();
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut node = home.spawn_with(command);
+    heard(&socket, "READY=1");
+    heard(&socket, "WATCHDOG=1");
+    heard(&socket, "WATCHDOG=1");
+    node.signal(Signal::SIGHUP);
+    let told = heard(&socket, "RELOADING=1");
+    let told = told + &heard(&socket, "READY=1");
+    assert!(told.contains("MONOTONIC_USEC="), "{told}");
+    node.signal(Signal::SIGTERM);
+    let told = heard(&socket, "STOPPING=1");
+    assert!(!told.contains("READY=1"), "{told}");
+    assert!(node.wait(SOON).success());
+}
