@@ -55,6 +55,8 @@ mod tests {
     fn a_version_seen_elsewhere_is_passed() {
         let mut clock = Clock::default();
         clock.observe(Version(u64::from(u32::MAX) << 22));
-        assert!(clock.next(Timestamp(Version::EPOCH_MILLIS), 3) > Version(u64::from(u32::MAX) << 22));
+        assert!(
+            clock.next(Timestamp(Version::EPOCH_MILLIS), 3) > Version(u64::from(u32::MAX) << 22)
+        );
     }
 }

@@ -274,10 +274,7 @@ mod tests {
     #[test]
     fn keys_outside_their_bounds_are_refused_with_the_bound() {
         assert_eq!(Key::new(Bytes::new(), 4), Err(KeyError::Empty));
-        assert_eq!(
-            Key::new(&b"12345"[..], 4),
-            Err(KeyError::TooLong { bytes: 5, bytes_max: 4 })
-        );
+        assert_eq!(Key::new(&b"12345"[..], 4), Err(KeyError::TooLong { bytes: 5, bytes_max: 4 }));
         assert!(Key::new(&b"1234"[..], 4).is_ok());
     }
 }

@@ -24,14 +24,8 @@ struct KeyText<'a> {
 impl<'a> KeyText<'a> {
     fn of(key: &'a [u8]) -> Self {
         match std::str::from_utf8(key) {
-            Ok(text) => Self {
-                key: Some(text),
-                key_base64: None,
-            },
-            Err(_) => Self {
-                key: None,
-                key_base64: Some(BASE64.encode(key)),
-            },
+            Ok(text) => Self { key: Some(text), key_base64: None },
+            Err(_) => Self { key: None, key_base64: Some(BASE64.encode(key)) },
         }
     }
 }
@@ -46,20 +40,16 @@ struct ValueText<'a> {
 
 impl<'a> ValueText<'a> {
     fn of(found: &'a Found) -> Self {
-        let (value, encoding) = match std::str::from_utf8(found.value_bytes()) {
+        let (value, encoding) = match std::str::from_utf8(found.entry.value_bytes()) {
             Ok(text) => (Cow::Borrowed(text), "utf8"),
-            Err(_) => (Cow::Owned(BASE64.encode(found.value_bytes())), "base64"),
+            Err(_) => (Cow::Owned(BASE64.encode(found.entry.value_bytes())), "base64"),
         };
-        Self {
-            value,
-            encoding,
-            content_type: content_type(found),
-        }
+        Self { value, encoding, content_type: content_type(found) }
     }
 }
 
 fn content_type(found: &Found) -> Option<Cow<'_, str>> {
-    let bytes = found.content_type();
+    let bytes = found.entry.content_type();
     (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes))
 }
 
@@ -82,7 +72,7 @@ impl Serialize for AcksText {
 }
 
 fn ttl_ms(found: &Found, now: Timestamp) -> Option<u64> {
-    found.expires_at().map(|at| at.millis_after(now))
+    found.expires_at.map(|at| at.millis_after(now))
 }
 
 /// Appends `value` as JSON.
@@ -102,18 +92,10 @@ struct Entry<'a> {
 
 /// The document of `?format=json`.
 pub(super) fn entry(found: &Found, now: Timestamp) -> Bytes {
-    let mut out = Vec::with_capacity(found.value_bytes().len() + 256);
+    let mut out = Vec::with_capacity(found.entry.value_bytes().len() + 256);
     let value = ValueText::of(found);
-    let (version, ttl_ms) = (VersionText(found.version()), ttl_ms(found, now));
-    append(
-        &mut out,
-        &Entry {
-            key: KeyText::of(found.key()),
-            value,
-            version,
-            ttl_ms,
-        },
-    );
+    let (version, ttl_ms) = (VersionText(found.version), ttl_ms(found, now));
+    append(&mut out, &Entry { key: KeyText::of(found.entry.key()), value, version, ttl_ms });
     Bytes::from(out)
 }
 
@@ -133,10 +115,10 @@ pub(super) fn append_listed(out: &mut Vec<u8>, found: &Found, values: bool, now:
     append(
         out,
         &Listed {
-            key: KeyText::of(found.key()),
-            size: found.value_bytes().len(),
+            key: KeyText::of(found.entry.key()),
+            size: found.entry.value_bytes().len(),
             ttl_ms: ttl_ms(found, now),
-            version: VersionText(found.version()),
+            version: VersionText(found.version),
             value: values.then(|| ValueText::of(found)),
         },
     );
@@ -156,13 +138,13 @@ struct Got<'a> {
 
 /// Appends the result of a `get` in a batch.
 pub(super) fn append_got(out: &mut Vec<u8>, found: &Found, now: Timestamp) {
-    let value = std::str::from_utf8(found.value_bytes()).ok();
+    let value = std::str::from_utf8(found.entry.value_bytes()).ok();
     append(
         out,
         &Got {
             status: 200,
-            version: VersionText(found.version()),
-            value_base64: value.is_none().then(|| BASE64.encode(found.value_bytes())),
+            version: VersionText(found.version),
+            value_base64: value.is_none().then(|| BASE64.encode(found.entry.value_bytes())),
             value,
             content_type: content_type(found),
             ttl_ms: ttl_ms(found, now),

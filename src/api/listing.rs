@@ -15,8 +15,8 @@ use super::kv;
 use super::params::{Fields, Malformed, Query};
 use super::problem::Problem;
 use super::settings::Limits;
-use crate::coordinator::Page;
-use crate::entry::Timestamp;
+use crate::coordinator::{Page, Phase};
+use crate::entry::{Key, Timestamp};
 
 pub(super) const PATH: &str = "/v1/kv";
 pub(super) const LIST_PARAMETERS: &[&str] = &["prefix", "limit", "cursor", "values"];
@@ -40,15 +40,10 @@ pub(super) fn list<B>(client: &Client, request: &Request<B>) -> Result<Response,
     let cursor = query.text("cursor")?;
     let values = query.flag("values")?;
     let cursor = cursor.as_deref().filter(|cursor| !cursor.is_empty());
-    let page = client
-        .node
-        .coordinator
-        .list(&prefix, cursor, limit.unwrap_or(LIMIT_DEFAULT))?;
+    let page = client.node.coordinator.list(&prefix, cursor, limit.unwrap_or(LIMIT_DEFAULT))?;
     let body = if values { streamed(page) } else { whole(page) };
     let mut response = answer::with_body(StatusCode::OK, body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -113,24 +108,26 @@ pub(super) async fn delete(
     let prefix = query.bytes("prefix")?.unwrap_or_default();
     if prefix.is_empty() {
         let why = "all keys are deleted only by naming their prefixes";
-        return Err(Malformed::Missing {
-            name: "prefix",
-            why,
-        }
-        .into());
+        return Err(Malformed::Missing { name: "prefix", why }.into());
     }
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
     let id = kv::idempotency(&fields, &head, &prefix, b"")?;
+    let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let coordinator = &client.node.coordinator;
-    let counted = coordinator
-        .delete_prefix(&prefix, dry_run, id, consistency)
-        .await?;
+    let serving = coordinator.phase() == Phase::Serving;
+    let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await;
+    // Once begun, it may have deleted some before it failed.
+    let counted = counted.map_err(|error| match Problem::from(error) {
+        problem if serving && !dry_run => problem.with_outcome_unknown(),
+        problem => problem,
+    })?;
     let mut response = answer::json(Bytes::from(format!("{{\"deleted\":{}}}", counted.count)));
     match counted.acks {
         Some(acks) => {
             response.headers_mut().insert(ACKS, answer::acks(acks));
         }
+        None if dry_run => {}
         None => *response.status_mut() = StatusCode::ACCEPTED,
     }
     Ok(response)

@@ -118,18 +118,8 @@ impl Kind {
         }
     }
 
-    fn outcome(self) -> &'static str {
-        match self {
-            Self::OutcomeUnknown => "unknown",
-            _ => "not-applied",
-        }
-    }
-
     fn retryable(self) -> bool {
-        matches!(
-            self,
-            Self::Timeout | Self::RateLimited | Self::Unavailable | Self::OutcomeUnknown
-        )
+        matches!(self, Self::Timeout | Self::RateLimited | Self::Unavailable | Self::OutcomeUnknown)
     }
 }
 
@@ -142,6 +132,8 @@ pub(super) struct Problem {
     acks: Option<Acks>,
     retry_after: Option<Duration>,
     retryable: bool,
+    /// Whether it may have been applied all the same.
+    outcome_unknown: bool,
     allow: Option<&'static str>,
     /// The request's body was left unread: the connection cannot go on.
     closes: bool,
@@ -171,6 +163,7 @@ impl Problem {
             acks: None,
             retry_after: None,
             retryable: kind.retryable(),
+            outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
             closes: false,
         }
@@ -188,10 +181,7 @@ impl Problem {
             }
             None => "there is no live value, and the condition asks for one",
         };
-        Self {
-            etag: live,
-            ..Self::new(Kind::ConditionFailed, detail)
-        }
+        Self { etag: live, ..Self::new(Kind::ConditionFailed, detail) }
     }
 
     pub(super) fn not_an_integer() -> Self {
@@ -205,10 +195,7 @@ impl Problem {
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
         Self {
             allow: Some(allow),
-            ..Self::new(
-                Kind::MethodNotAllowed,
-                format!("this address answers to {allow}"),
-            )
+            ..Self::new(Kind::MethodNotAllowed, format!("this address answers to {allow}"))
         }
     }
 
@@ -232,10 +219,7 @@ impl Problem {
     }
 
     pub(super) fn unavailable(detail: &'static str) -> Self {
-        Self {
-            retry_after: Some(RETRY_AFTER_MIN),
-            ..Self::new(Kind::Unavailable, detail)
-        }
+        Self { retry_after: Some(RETRY_AFTER_MIN), ..Self::new(Kind::Unavailable, detail) }
     }
 
     /// Says that the request's body was not read to its end.
@@ -251,6 +235,12 @@ impl Problem {
         self
     }
 
+    /// Says that some of it may have been applied.
+    pub(super) fn with_outcome_unknown(mut self) -> Self {
+        self.outcome_unknown = true;
+        self
+    }
+
     pub(super) fn with_acks(mut self, acks: Option<Acks>) -> Self {
         self.acks = acks;
         self
@@ -263,7 +253,7 @@ impl Problem {
             title: self.kind.title(),
             status: self.kind.status().as_u16(),
             detail: &self.detail,
-            outcome: self.kind.outcome(),
+            outcome: if self.outcome_unknown { "unknown" } else { "not-applied" },
             retryable: self.retryable,
             version: self.etag.map(|v| v.to_string()),
         }
@@ -296,10 +286,7 @@ impl Problem {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if self.kind == Kind::Unauthorized {
-            headers.insert(
-                WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"aegiskv\""),
-            );
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aegiskv\""));
         }
         response
     }
@@ -326,10 +313,9 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
         match error {
-            Error::Unavailable { retry_after, .. } => Self {
-                retry_after: Some(retry_after),
-                ..Self::new(Kind::Unavailable, detail)
-            },
+            Error::Unavailable { retry_after, .. } => {
+                Self { retry_after: Some(retry_after), ..Self::new(Kind::Unavailable, detail) }
+            }
             Error::Unknown { .. } => Self::new(Kind::OutcomeUnknown, detail),
             Error::Full { .. } => Self::new(Kind::Full, detail),
             Error::IdempotencyMismatch | Error::Cursor => Self::new(Kind::Malformed, detail),

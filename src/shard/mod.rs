@@ -4,13 +4,17 @@
 //! Only the shard's primary orders; on one node that is always this one.
 
 mod operation;
+mod placement;
 mod requests;
 
 pub use operation::{Condition, Live, Operation, Ttl};
+pub use placement::Placement;
 pub use requests::{KEYED_MAX, KEYED_WINDOW, Outcome, Recall, Requests};
 
 use crate::clock::Clock;
-use crate::entry::{Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version};
+use crate::entry::{
+    Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version,
+};
 
 /// One shard's log, from the side of the node that orders it.
 #[derive(Debug)]

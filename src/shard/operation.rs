@@ -137,10 +137,9 @@ fn incr(
     };
     let (content_type, expires_at) = match live {
         Some(l) => (Bytes::copy_from_slice(l.content_type), l.expires_at),
-        None => (
-            Bytes::from_static(COUNTER_CONTENT_TYPE),
-            ttl.and_then(|span| now.checked_add(span)),
-        ),
+        None => {
+            (Bytes::from_static(COUNTER_CONTENT_TYPE), ttl.and_then(|span| now.checked_add(span)))
+        }
     };
     let value = Bytes::from(sum.to_string());
     (Effect::Put { value, content_type, expires_at }, Verdict::Number(sum))

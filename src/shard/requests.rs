@@ -70,7 +70,9 @@ impl Requests {
         match id {
             RequestId::Internal => Recall::New,
             RequestId::Counted { incarnation, counter, .. } => {
-                let Some(life) = self.lives.get(&incarnation) else { return Recall::New };
+                let Some(life) = self.lives.get(&incarnation) else {
+                    return Recall::New;
+                };
                 match life.results.get(&counter) {
                     Some(outcome) => Recall::Done(*outcome),
                     None if counter < life.waits_from => Recall::Forgotten,

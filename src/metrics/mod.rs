@@ -1,0 +1,290 @@
+//! Every metric: its name, help, unit, labels and handle, declared once.
+//!
+//! Invariant: what is declared here is what `/metrics` shows and what `docs/metrics.md` lists.
+//! Nothing is looked up by name after construction; recording neither locks nor allocates.
+//! It never reads another module's state: counters are told, gauges come as [`Readings`] with each
+//! rendering.
+
+mod process;
+mod readings;
+mod table;
+
+use std::time::Duration;
+
+use crate::entry::Departure;
+
+pub use prometheus::IntCounter as Counter;
+pub use readings::{Readings, ShardCounts};
+pub use table::{Declaration, Kind};
+
+use process::Process;
+use readings::Gauges;
+use table::Table;
+
+/// Upper bounds of the histograms' buckets, in seconds: 50 µs to 10 s.
+pub const DURATION_BUCKETS: [f64; 17] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+
+/// What a client asked for; the label `op`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// GET or HEAD of one key.
+    Get,
+    /// PUT of one key.
+    Put,
+    /// DELETE of one key.
+    Delete,
+    /// An atomic addition.
+    Incr,
+    /// A new TTL for a kept value.
+    Touch,
+    /// One page of a listing.
+    List,
+    /// DELETE of a prefix.
+    DeletePrefix,
+    /// A whole batch; its operations count under their own names as well.
+    Batch,
+}
+
+impl Op {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 8] = [
+        Self::Get,
+        Self::Put,
+        Self::Delete,
+        Self::Incr,
+        Self::Touch,
+        Self::List,
+        Self::DeletePrefix,
+        Self::Batch,
+    ];
+
+    /// The label's value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Put => "put",
+            Self::Delete => "delete",
+            Self::Incr => "incr",
+            Self::Touch => "touch",
+            Self::List => "list",
+            Self::DeletePrefix => "delete_prefix",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+/// Why a GET found nothing; the label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// The key is not known, or was forgotten long ago.
+    Absent,
+    /// Its time ran out.
+    Expired,
+    /// Memory was short lately.
+    Evicted,
+    /// It was deleted lately.
+    Deleted,
+}
+
+impl Miss {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Absent, Self::Expired, Self::Evicted, Self::Deleted];
+
+    /// The label's value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Expired => "expired",
+            Self::Evicted => "evicted",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+impl From<Departure> for Miss {
+    fn from(departure: Departure) -> Self {
+        match departure {
+            Departure::Deleted => Self::Deleted,
+            Departure::Expired => Self::Expired,
+            Departure::Evicted => Self::Evicted,
+        }
+    }
+}
+
+/// A duration histogram's handle; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Durations(prometheus::Histogram);
+
+impl Durations {
+    /// Adds one measurement.
+    pub fn record(&self, elapsed: Duration) {
+        self.0.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// One operation's count, errors and durations.
+#[derive(Clone, Debug)]
+pub struct OpMetrics {
+    done: Counter,
+    errors: Counter,
+    durations: Durations,
+}
+
+impl OpMetrics {
+    /// Counts one operation. `ok` is false only where the fault was this node's or the cluster's
+    /// (500, 503, 504, 507): clients' mistakes, misses and failed conditions are no errors.
+    pub fn record(&self, elapsed: Duration, ok: bool) {
+        self.done.inc();
+        if !ok {
+            self.errors.inc();
+        }
+        self.durations.record(elapsed);
+    }
+}
+
+/// Handles of all metrics, and their rendering. A node has one; a test makes its own.
+#[derive(Debug)]
+pub struct Metrics {
+    table: Table,
+    ops: [OpMetrics; Op::ALL.len()],
+    misses: [Counter; Miss::ALL.len()],
+    /// Entries that memory pressure took.
+    pub evictions: Counter,
+    /// Entries removed because their time ran out.
+    pub expired: Counter,
+    /// Each fsync of the log.
+    pub wal_fsync: Durations,
+    /// Bad records found in the log, other than a torn end.
+    pub wal_corruptions: Counter,
+    /// Client connections refused for `max_conns`.
+    pub rejected_connections: Counter,
+    /// Acknowledgements of records by voting copies, this node's own included.
+    pub replica_success: Counter,
+    /// Records that a voting copy refused, or did not acknowledge in time.
+    pub replica_fail: Counter,
+    /// Shards brought back from a copy that could not vouch for everything.
+    pub unclean_recovery: Counter,
+    /// Snapshots that were started and given up.
+    pub snapshot_failures: Counter,
+    gauges: Gauges,
+    process: Process,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Declares everything, each at zero.
+    pub fn new() -> Self {
+        let mut table = Table::default();
+        let t = &mut table;
+        t.gauges(
+            "aegis_build_info",
+            &["version", "revision"],
+            "Always 1; the labels say what was built.",
+        )
+        .with_label_values(&[env!("CARGO_PKG_VERSION"), revision()])
+        .set(1);
+        Self {
+            ops: operations(t),
+            misses: misses(t),
+            evictions: t
+                .counter("aegis_evictions_total", "Entries removed because memory was short."),
+            expired: t.counter("aegis_expired_total", "Entries removed because their time ran out."),
+            wal_fsync: Durations(t.histogram(
+                "aegis_wal_fsync_duration_seconds",
+                "Time that one fsync of the write-ahead log took.",
+            )),
+            wal_corruptions: t.counter(
+                "aegis_wal_corruptions_total",
+                "Bad records found in the write-ahead log, other than a torn end.",
+            ),
+            rejected_connections: t.counter(
+                "aegis_rejected_connections_total",
+                "Client connections refused because max_conns were open.",
+            ),
+            replica_success: t.counter(
+                "aegis_replica_success_total",
+                "Acknowledgements of records by voting copies, this node's own included.",
+            ),
+            replica_fail: t.counter(
+                "aegis_replica_fail_total",
+                "Records that a voting copy refused or did not acknowledge in time.",
+            ),
+            unclean_recovery: t.counter(
+                "aegis_unclean_recovery_total",
+                "Shards brought back from a copy that could not vouch for every acknowledged write.",
+            ),
+            snapshot_failures: t
+                .counter("aegis_snapshot_failures_total", "Snapshots started and not completed."),
+            gauges: Gauges::declare(t),
+            process: Process::declare(t),
+            table,
+        }
+    }
+
+    /// The handles of one operation.
+    pub fn op(&self, op: Op) -> &OpMetrics {
+        &self.ops[op as usize]
+    }
+
+    /// Counts a GET that found nothing.
+    pub fn miss(&self, reason: Miss) {
+        self.misses[reason as usize].inc();
+    }
+
+    /// All metrics in Prometheus' text format 0.0.4, the gauges as `now` has them.
+    pub fn render(&self, now: &Readings) -> String {
+        self.gauges.set(now);
+        self.process.read();
+        self.table.render()
+    }
+
+    /// All metrics there are, in the order of their declaration.
+    pub fn declarations(&self) -> &[Declaration] {
+        self.table.declarations()
+    }
+}
+
+/// The commit that was built, where the build said so in `AEGISKV_REVISION`.
+pub fn revision() -> &'static str {
+    option_env!("AEGISKV_REVISION").unwrap_or("unknown")
+}
+
+fn operations(t: &mut Table) -> [OpMetrics; Op::ALL.len()] {
+    let done = t.counters(
+        "aegis_ops_total",
+        &["op"],
+        "Operations that clients asked for. A batch counts once, and each operation in it as well.",
+    );
+    let errors = t.counters(
+        "aegis_ops_errors_total",
+        &["op"],
+        "Operations answered 500, 503, 504 or 507. Misses and clients' mistakes are no errors.",
+    );
+    let durations = t.histograms(
+        "aegis_op_duration_seconds",
+        &["op"],
+        "Time from an operation's complete request to its answer.",
+    );
+    Op::ALL.map(|op| OpMetrics {
+        done: done.with_label_values(&[op.label()]),
+        errors: errors.with_label_values(&[op.label()]),
+        durations: Durations(durations.with_label_values(&[op.label()])),
+    })
+}
+
+fn misses(t: &mut Table) -> [Counter; Miss::ALL.len()] {
+    let misses =
+        t.counters("aegis_misses_total", &["reason"], "GETs that found nothing, by the reason.");
+    Miss::ALL.map(|reason| misses.with_label_values(&[reason.label()]))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Looking at a log offline: lists its frames, and says whether it is sound. Never writes.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::frame::Frame;
+use super::reader::{Rules, walk};
+use super::segment::segments;
+use super::{Corruption, Damage, Error, Location, Lsn};
+use crate::disk::Disk;
+
+/// A frame, as an operator is shown it.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The segment it is in.
+    pub segment: &'a Path,
+    /// Where in that segment it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes, header included.
+    pub bytes: usize,
+    /// Its number.
+    pub lsn: Lsn,
+    /// All frames up to this one were durable when it was written.
+    pub durable: Lsn,
+    /// What it says.
+    pub frame: Frame,
+}
+
+/// What a log came to.
+#[derive(Debug)]
+pub struct Verified {
+    /// How many segments there are.
+    pub segments: usize,
+    /// The length of all segments in bytes.
+    pub bytes: u64,
+    /// Sound frames.
+    pub frames: u64,
+    /// The first and the last sound frame.
+    pub range: Option<(Lsn, Lsn)>,
+    /// Bytes of a torn tail, which the next start will cut off.
+    pub torn_bytes: u64,
+    /// What is damaged or missing. The log is sound if there is none.
+    pub corruptions: Vec<Corruption>,
+}
+
+/// Shows every sound frame in order, until `each` breaks off.
+///
+/// # Errors
+/// [`Error`] when the disk fails, or the log is another cluster's or of a newer format.
+pub fn inspect(
+    disk: &dyn Disk,
+    location: &Location,
+    each: &mut dyn FnMut(Seen<'_>) -> ControlFlow<()>,
+) -> Result<Verified, Error> {
+    let segments = segments(disk, &location.dir)?;
+    let mut frames = 0;
+    let mut range: Option<(Lsn, Lsn)> = None;
+    let mut unreadable = Vec::new();
+    let rules = Rules {
+        earliest: segments.first().map_or(Lsn(1), |segment| segment.first),
+        durable: Lsn(0),
+        same_boot: false,
+        expects_log: false,
+    };
+    let walked = walk(disk, location, &segments, rules, &mut |found| {
+        let (lsn, bytes) = (found.header.lsn, found.header.frame_bytes());
+        let mut body = Bytes::copy_from_slice(found.body);
+        let Ok(frame) = Frame::get(found.header.kind, found.header.shard, &mut body) else {
+            unreadable.push(Corruption {
+                damage: Damage::Body,
+                segment: Some(found.segment.path.clone()),
+                offset: found.offset,
+                bytes: bytes as u64,
+                from: lsn,
+                to: Some(lsn),
+            });
+            return ControlFlow::Continue(());
+        };
+        frames += 1;
+        range = Some((range.map_or(lsn, |(first, _)| first), lsn));
+        let durable = found.header.durable;
+        let (segment, offset) = (found.segment.path.as_path(), found.offset);
+        each(Seen { segment, offset, bytes, lsn, durable, frame })
+    })?;
+    let mut corruptions = walked.corruptions;
+    corruptions.append(&mut unreadable);
+    Ok(Verified {
+        segments: segments.len(),
+        bytes: segments.iter().map(|segment| segment.bytes).sum(),
+        frames,
+        range,
+        torn_bytes: walked.torn_bytes,
+        corruptions,
+    })
+}
+
+/// Reads a log through and says whether it is sound.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn verify(disk: &dyn Disk, location: &Location) -> Result<Verified, Error> {
+    inspect(disk, location, &mut |_| ControlFlow::Continue(()))
+}
