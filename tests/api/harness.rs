@@ -69,8 +69,7 @@ pub(crate) async fn start(setup: Setup) -> Node {
         let replica = replica(&setup, dir.path().join("wal"), &metrics);
         coordinator.serve(Arc::new(replica), 1);
     }
-    let server =
-        Server::new(coordinator.clone(), Arc::clone(&metrics), setup.settings, setup.tls);
+    let server = Server::new(coordinator.clone(), Arc::clone(&metrics), setup.settings, setup.tls);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (stop, stopped) = oneshot::channel();
@@ -126,7 +125,8 @@ impl Node {
     /// One sample of `/metrics`.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.metrics.render(&Readings::default());
-        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|r| r.starts_with(' ')));
+        let line =
+            text.lines().find(|line| line.strip_prefix(name).is_some_and(|r| r.starts_with(' ')));
         line.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap()
     }
 

@@ -166,7 +166,9 @@ async fn keep_keeps_the_ttl_and_absent_means_for_ever() {
 #[tokio::test]
 async fn nonsense_for_a_ttl_is_refused_and_stores_nothing() {
     let node = node().await;
-    for bad in ["0", "0s", "-1", "-5m", "1.5s", "", "5x", "999999999d", "18446744073709551616", "%zz"] {
+    for bad in
+        ["0", "0s", "-1", "-5m", "1.5s", "", "5x", "999999999d", "18446744073709551616", "%zz"]
+    {
         let reply = node.ask(&format!("PUT /v1/kv/a?ttl={bad}"), &[], "1").await;
         let detail = reply.problem(400);
         assert!(detail.contains("ttl"), "{bad}: {detail}");

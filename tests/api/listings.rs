@@ -72,7 +72,9 @@ async fn a_page_of_large_values_is_streamed_whole() {
 #[tokio::test]
 async fn limits_and_cursors_out_of_range_are_refused() {
     let node = node().await;
-    for query in ["limit=0", "limit=1001", "limit=-1", "limit=", "limit=x", "cursor=nonsense", "values=2"] {
+    for query in
+        ["limit=0", "limit=1001", "limit=-1", "limit=", "limit=x", "cursor=nonsense", "values=2"]
+    {
         node.get(&format!("/v1/kv?{query}")).await.problem(400);
     }
     node.ask("PUT /v1/kv", &[], "x").await.problem(405);

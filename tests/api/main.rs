@@ -2,7 +2,14 @@
 //!
 //! Requests are written out byte by byte, so that what reaches the server is what stands here.
 
+mod batches;
+mod bodies;
 mod conditions;
+mod connections;
+mod document;
 mod harness;
+mod http2;
 mod keys;
 mod listings;
+mod policies;
+mod tls;
