@@ -120,13 +120,7 @@ impl Operations {
             .parameter(header("If-None-Match", READ_CONDITION_PATTERN, "Answer 304 if it matches"))
             .response("200", raw)
             .response("304", known);
-        let more = [
-            Kind::Absent,
-            Kind::ConditionFailed,
-            Kind::TooLarge,
-            Kind::Timeout,
-            Kind::OutcomeUnknown,
-        ];
+        let more = [Kind::Absent, Kind::ConditionFailed, Kind::TooLarge, Kind::OutcomeUnknown];
         self.finish(operation, &more)
     }
 

@@ -176,8 +176,8 @@ impl Problem {
     pub(super) fn condition_failed(live: Option<Version>) -> Self {
         let detail = match live {
             Some(_) => {
-                "the live value does not meet the condition; its present version is in ETag: \
-                 read it again, then decide"
+                "the live value does not meet the condition; its present version stands beside \
+                 this: read it again, then decide"
             }
             None => "there is no live value, and the condition asks for one",
         };

@@ -2,6 +2,8 @@
 //!
 //! Requests are written out byte by byte, so that what reaches the server is what stands here.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod batches;
 mod bodies;
 mod conditions;
