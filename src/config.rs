@@ -20,6 +20,7 @@ mod reference;
 mod secret;
 mod setting;
 mod span;
+mod tls_files;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

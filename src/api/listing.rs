@@ -110,10 +110,10 @@ pub(super) async fn delete(
         let why = "all keys are deleted only by naming their prefixes";
         return Err(Malformed::Missing { name: "prefix", why }.into());
     }
+    let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
-    let id = kv::idempotency(&fields, &head, &prefix, b"")?;
-    let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
+    let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     let coordinator = &client.node.coordinator;
     let serving = coordinator.phase() == Phase::Serving;
     let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await;

@@ -14,6 +14,7 @@ use super::layers::Origins;
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
+use super::tls_files;
 use crate::logging;
 
 /// Shortest token or gossip secret that passes without a warning, in bytes.
@@ -25,14 +26,14 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Longest node id, zone or region, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Names that only one set of keys can be wrong in, and what was found.
+/// A pass over one configuration, and what it has found so far.
 pub(super) struct Check<'a> {
-    pub(super) config: &'a Config,
-    pub(super) origins: &'a Origins,
+    config: &'a Config,
+    origins: &'a Origins,
     /// Keys already found wrong.
-    pub(super) broken: &'a BTreeSet<&'static str>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    broken: &'a BTreeSet<&'static str>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl<'a> Check<'a> {
@@ -115,13 +116,11 @@ impl<'a> Check<'a> {
         if self.sound(&["max_value_bytes", "max_memory_mb"])
             && config.max_value_bytes > config.memory_bytes_max()
         {
-            let what =
-                format!("{} bytes are more than max_memory_mb holds", config.max_value_bytes);
-            self.warning(
-                "max_value_bytes",
-                what,
-                "values of that size will be refused as too many",
+            let what = format!(
+                "{} bytes are more than max_memory_mb allows in all",
+                config.max_value_bytes
             );
+            self.warning("max_value_bytes", what, "raise max_memory_mb, or lower this");
         }
     }
 
@@ -187,24 +186,8 @@ impl<'a> Check<'a> {
 
     fn tls(&mut self) {
         let config = self.config;
-        let files = [
-            ("tls_cert_file", &config.tls_cert_file, config.tls_enabled),
-            ("tls_key_file", &config.tls_key_file, config.tls_enabled),
-            ("tls_ca_file", &config.tls_ca_file, false),
-        ];
-        for (key, file, needed) in files {
-            match file {
-                None if needed && self.sound(&[key, "tls_enabled"]) => {
-                    self.problem(key, "is not set, but tls_enabled is true", "name the PEM file");
-                }
-                Some(path) if config.tls_enabled => {
-                    if let Err(error) = open_regular(path) {
-                        let what = format!("{} cannot be read: {error}", path.display());
-                        self.problem(key, what, "name a file that this user can read");
-                    }
-                }
-                Some(_) | None => {}
-            }
+        if config.tls_enabled {
+            self.tls_files();
         }
         if config.tls_client_auth == TlsClientAuth::Required {
             if !config.tls_enabled && self.sound(&["tls_enabled"]) {
@@ -216,6 +199,41 @@ impl<'a> Check<'a> {
                 self.problem("tls_client_auth", what, "name the CA's PEM file in tls_ca_file");
             }
         }
+    }
+
+    fn tls_files(&mut self) {
+        let config = self.config;
+        let certificates =
+            self.tls_file("tls_cert_file", &config.tls_cert_file, tls_files::certificates);
+        let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
+        if let (Some(certificates), Some(key)) = (certificates, key)
+            && let Err(fault) = tls_files::pair(certificates, &key)
+        {
+            self.problem("tls_key_file", fault.what, fault.mend);
+        }
+        if config.tls_ca_file.is_some() {
+            self.tls_file("tls_ca_file", &config.tls_ca_file, tls_files::authorities);
+        }
+    }
+
+    /// What `read` finds in a file that TLS needs; notes what is wrong.
+    fn tls_file<T>(
+        &mut self,
+        key: &'static str,
+        file: &Option<PathBuf>,
+        read: impl FnOnce(&Path) -> Result<T, tls_files::Fault>,
+    ) -> Option<T> {
+        match file {
+            Some(path) => match read(path) {
+                Ok(found) => return Some(found),
+                Err(fault) => self.problem(key, fault.what, fault.mend),
+            },
+            None if self.sound(&[key]) => {
+                self.problem(key, "is not set, but tls_enabled is true", "name the PEM file");
+            }
+            None => {}
+        }
+        None
     }
 
     fn logs(&mut self) {
@@ -245,8 +263,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Puts the secrets of `file` in the place of `secrets`. Gives the problems found and, where the
-/// file is in force, its name.
+/// Puts the secrets of `file`, if one is named, in the place of `secrets`, and gives its name.
 pub(super) fn read_secret_file(
     key: &'static str,
     secrets: &mut Secrets,
@@ -258,24 +275,29 @@ pub(super) fn read_secret_file(
     let origin = origins.of(&file_key).to_owned();
     if !secrets.is_empty() {
         let what = format!("is given, and so is {key} (by {})", origins.of(key));
-        return Err(Problem::with_key(file_key, origin, what, format!("keep it or {key}")));
+        return Err(Problem::with_key(file_key, origin, what, "keep one; null unsets a key"));
     }
     let unreadable = |error: io::Error| {
-        let what = format!("{} cannot be read: {error}", path.display());
+        let what = format!("{} cannot be read: {error}", shown(path));
         Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
     };
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
     // The bytes are not repeated: they are most likely a secret.
     let text = String::from_utf8(text).map_err(|_| {
-        let what = format!("{} is not UTF-8 text", path.display());
+        let what = format!("{} is not UTF-8 text", shown(path));
         Problem::with_key(&file_key, &origin, what, "write one secret a line")
     })?;
     *secrets = Secrets::from_lines(&text);
     if secrets.is_empty() {
-        let what = format!("{} holds no secret", path.display());
+        let what = format!("{} holds no secret", shown(path));
         return Err(Problem::with_key(file_key, origin, what, "write one secret a line"));
     }
-    Ok(Some(path.display().to_string()))
+    Ok(Some(shown(path)))
+}
+
+/// A path as an error shows it, on one line whatever it holds.
+pub(super) fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 /// Opens a file, unless it is a pipe or a device, which could keep the reader waiting for ever.

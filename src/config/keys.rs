@@ -94,7 +94,7 @@ macro_rules! keys {
             Key {
                 name: stringify!($name),
                 section: $section,
-                help: concat!($($help),+),
+                help: concat!($($help),+).trim_ascii(),
                 default: $default,
                 range: keys!(@range $($min, $max)?),
                 range_text: keys!(@range_text $type $(, $min)?),

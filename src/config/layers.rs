@@ -140,6 +140,10 @@ impl Layers {
             self.problems.push(Problem::with_key(key.name, origin, what, "keep one of them"));
             return;
         }
+        if key.secret && text.is_empty() {
+            let mend = "give it, or unset the variable or the flag";
+            self.warnings.push(Problem::with_key(key.name, &origin, "is empty", mend));
+        }
         let json = key.shape.json_from_text(text);
         let values = Dict::from([(key.name.to_owned(), to_figment(&json))]);
         self.merge(Layer { origin, values });

@@ -35,5 +35,5 @@ fn row(key: &Key) -> String {
         _ => String::new(),
     };
     let reload = if key.live { "applied" } else { "restart" };
-    format!("| `{}` | {default} | {}{range} | {reload} |\n", key.name, key.help.trim())
+    format!("| `{}` | {default} | {}{range} | {reload} |\n", key.name, key.help)
 }

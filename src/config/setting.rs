@@ -390,9 +390,10 @@ pub(super) fn found(json: &Json) -> String {
             format!("{shown:?}")
         }
         Json::Array(list) => {
-            match list.iter().find(|item| {
-                !item.as_str().is_some_and(|text| HostPort::parse_reachable(text).is_some())
-            }) {
+            let misfit = |item: &&Json| {
+                item.as_str().is_none_or(|text| HostPort::parse_reachable(text).is_none())
+            };
+            match list.iter().find(misfit) {
                 Some(item) if !item.is_array() => format!("a list with {}", found(item)),
                 _ => "a list".to_owned(),
             }

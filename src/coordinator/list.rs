@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use crate::entry::{Key, ShardId, Timestamp, Verdict};
 use crate::replica::Ordered;
 use crate::shard::{Condition, Operation};
+use crate::wal::Lsn;
 
 use super::{Consistency, Coordinator, Counted, Data, Error, IdempotencyKey, Page, Write};
 
@@ -48,7 +49,7 @@ impl Coordinator {
     /// # Errors
     /// [`Error::Unavailable`] while starting or stopping; [`Error::Cursor`].
     pub fn list(&self, prefix: &[u8], cursor: Option<&str>, limit: usize) -> Result<Page, Error> {
-        let Data { replica, incarnation: life, .. } = self.admit()?;
+        let Data { replica, life, .. } = self.admit()?;
         let (life, num_shards) = (*life, replica.placement().num_shards());
         let mut at = match cursor {
             None => Cursor { life, shard: 0, from: 0 },
@@ -116,7 +117,7 @@ impl Coordinator {
             }
         }
         if dry_run {
-            return Ok(Counted { count, acks: None });
+            return Ok(Counted { count, acks: data.settle(Lsn::default(), true).await? });
         }
         // One more record, without effect: it keeps the sum for a retry, and whoever has it has
         // all of this request's deletions, which stand before it in the log.

@@ -19,7 +19,7 @@ use crate::shard::{Condition, Live, Log, Operation, Outcome, Placement, Recall};
 use crate::store::{self, Budget, Lookup, Table, View};
 use crate::wal::{self, Lsn};
 
-pub use persist::Copies;
+pub use persist::{Copies, SnapshotError};
 pub use room::{Sweep, Swept};
 
 /// This node's copies, and the log that keeps them.
@@ -274,7 +274,7 @@ fn apply(table: &mut Table, record: &Record) {
     match &record.effect {
         Effect::None => {}
         Effect::Put { value, content_type, expires_at } => {
-            table.put(key, value, content_type, record.version, *expires_at);
+            table.put(key.as_bytes(), value, content_type, record.version, *expires_at);
         }
         Effect::Touch { expires_at } => {
             table.touch(key.as_bytes(), record.version, *expires_at);

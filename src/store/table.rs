@@ -143,17 +143,16 @@ impl Table {
     /// zero: shrank).
     ///
     /// # Panics
-    /// When `content_type` is longer than [`crate::entry::CONTENT_TYPE_BYTES_MAX`], or `value`
-    /// longer than 4 GiB.
+    /// When `key` is longer than [`KEY_BYTES_CEILING`], `content_type` than
+    /// [`crate::entry::CONTENT_TYPE_BYTES_MAX`], or `value` than 4 GiB.
     pub fn put(
         &mut self,
-        key: &Key,
+        key: &[u8],
         value: &[u8],
         content_type: &[u8],
         version: Version,
         expires_at: Option<Timestamp>,
     ) -> i64 {
-        let key = key.as_bytes();
         let hash = self.index.hash(key);
         let mark = KeyMark::of(key);
         let entry = Entry::new(key, content_type, value, version, expires_at);

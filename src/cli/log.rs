@@ -1,0 +1,194 @@
+//! The `wal` commands: a look at a node's write-ahead log while the node is down.
+//!
+//! Invariant: nothing is written, and no value is shown; keys are.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::exit::{Exit, note, output};
+use crate::config::Sources;
+use crate::disk::Os;
+use crate::disk::home::read_identity;
+use crate::entry::{Effect, Record};
+use crate::wal::{self, Corruption, Damage, Frame, Location, Seen, Verified};
+
+/// Looks at a node's write-ahead log while the node is down
+#[derive(Args, Debug)]
+pub(crate) struct Log {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Lists what the log holds, a line for each step; keys are shown, values are not
+    Inspect(Place),
+    /// Reads the log through and says whether it is sound; code 1 if not
+    Verify(Place),
+}
+
+/// Which log.
+#[derive(Args, Debug)]
+struct Place {
+    /// The node's data directory (default: as configured)
+    dir: Option<PathBuf>,
+
+    /// The log's directory (default: as configured, or `wal` in DIR)
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<PathBuf>,
+
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    config: Option<PathBuf>,
+}
+
+impl Place {
+    fn location(self) -> anyhow::Result<Location> {
+        let (data_dir, configured) = match self.dir {
+            Some(dir) => {
+                let wal_dir = dir.join("wal");
+                (dir, wal_dir)
+            }
+            None => {
+                let loaded = Sources::of_process(self.config, Default::default()).load();
+                let config = loaded.context("the configuration cannot be used")?.config;
+                let wal_dir = config.wal_dir();
+                (config.data_dir, wal_dir)
+            }
+        };
+        let shown = data_dir.display();
+        let identity = read_identity(&Os, &data_dir)?.with_context(|| {
+            format!("{shown} is no node's data directory; name one, or its --config")
+        })?;
+        Ok(Location {
+            dir: self.wal_dir.unwrap_or(configured),
+            cluster_id: identity.cluster_id,
+            seed: identity.hash_seed,
+        })
+    }
+}
+
+impl Log {
+    pub(crate) fn run(self) -> anyhow::Result<Exit> {
+        match self.command {
+            Command::Inspect(place) => inspect(&place.location()?),
+            Command::Verify(place) => {
+                let verified = wal::verify(&Os, &place.location()?)?;
+                let mut out = output();
+                tell(&verified, &mut out)?;
+                out.flush()?;
+                Ok(verdict(&verified))
+            }
+        }
+    }
+}
+
+fn inspect(location: &Location) -> anyhow::Result<Exit> {
+    let mut out = output();
+    let mut written = Ok(());
+    let verified = wal::inspect(&Os, location, &mut |seen| {
+        written = print(&seen, &mut out);
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written?;
+    out.flush()?;
+    let mut summary = Vec::new();
+    tell(&verified, &mut summary)?;
+    note(String::from_utf8_lossy(summary.trim_ascii_end()));
+    Ok(verdict(&verified))
+}
+
+fn verdict(verified: &Verified) -> Exit {
+    if verified.corruptions.is_empty() { Exit::Done } else { Exit::Failed }
+}
+
+fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
+    let segment = seen.segment.file_name().unwrap_or_default().to_string_lossy();
+    write!(out, "{} {segment}+{} {} bytes: ", seen.lsn, seen.offset, seen.bytes)?;
+    match &seen.frame {
+        Frame::Record(record) => print_record(record, out),
+        Frame::Fence { shard, epoch } => writeln!(out, "shard {} fence {epoch}", shard.0),
+        Frame::GiveUp { shard, kept, states, records } => writeln!(
+            out,
+            "shard {} gives up what follows {}.{}: {} keys, {} records",
+            shard.0,
+            kept.epoch,
+            kept.seq,
+            states.len(),
+            records.len()
+        ),
+        Frame::Adopt { shard, session, position, fence } => writeln!(
+            out,
+            "shard {} adopts copy {session:032x} at {}.{}, fence {fence}",
+            shard.0, position.epoch, position.seq
+        ),
+        Frame::Drop { shard, fence } => writeln!(out, "shard {} dropped, fence {fence}", shard.0),
+    }
+}
+
+fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
+    let (shard, position) = (record.shard.0, record.position);
+    write!(out, "shard {shard} {}.{} version {} ", position.epoch, position.seq, record.version)?;
+    match &record.effect {
+        Effect::None => write!(out, "{:?} without effect", record.verdict)?,
+        Effect::Put { value, expires_at, .. } => {
+            write!(out, "put of {} bytes", value.len())?;
+            if let Some(expires_at) = expires_at {
+                write!(out, " until {} ms", expires_at.0)?;
+            }
+        }
+        other => write!(out, "{other:?}")?,
+    }
+    match &record.key {
+        Some(key) => writeln!(out, " \"{}\"", key.as_bytes().escape_ascii()),
+        None => writeln!(out),
+    }
+}
+
+fn tell(verified: &Verified, out: &mut impl Write) -> io::Result<()> {
+    let Verified { segments, bytes, frames, range, torn_bytes, corruptions } = verified;
+    write!(out, "{segments} segments, {bytes} bytes, {frames} sound records")?;
+    match range {
+        Some((first, last)) => writeln!(out, ", {first} to {last}")?,
+        None => writeln!(out)?,
+    }
+    if *torn_bytes > 0 {
+        writeln!(
+            out,
+            "the last {torn_bytes} bytes are torn, as after a crash; the next start cuts them off"
+        )?;
+    }
+    for corruption in corruptions {
+        tell_corruption(corruption, out)?;
+    }
+    match corruptions.len() {
+        0 => writeln!(out, "the log is sound"),
+        _ => writeln!(
+            out,
+            "the log is damaged: the next start sets the damaged segments aside, \
+             and does without what they held"
+        ),
+    }
+}
+
+fn tell_corruption(corruption: &Corruption, out: &mut impl Write) -> io::Result<()> {
+    let what = match corruption.damage {
+        Damage::Header => "the header does not verify",
+        Damage::Frame => "bytes do not verify",
+        Damage::Body => "a record verifies but makes no sense to this aegiskv",
+        Damage::Missing => "records are missing",
+        Damage::Overlap => "the segment begins before the one before it ends",
+    };
+    if let Some(segment) = &corruption.segment {
+        write!(out, "{} at {}: ", segment.display(), corruption.offset)?;
+    }
+    write!(out, "{what}, {} bytes, from record {}", corruption.bytes, corruption.from)?;
+    match corruption.to {
+        Some(to) => writeln!(out, " to {to}"),
+        None => writeln!(out),
+    }
+}

@@ -1,0 +1,87 @@
+//! The `node` commands: a node's part in its cluster, changed through the operations API.
+
+use std::io::Write as _;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::Value as Json;
+
+use super::client::{Client, escape};
+use super::connection::Connection;
+use super::exit::{Exit, output};
+
+/// Takes nodes out of service, for a while or for good
+#[derive(Args, Debug)]
+pub(crate) struct Node {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Makes the node at --ops-addr hand over its work and take no more, before it is stopped
+    Drain {
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Moves everything off a living node, so that it can be taken away for good
+    Decommission {
+        /// The node's id, as `aegiskv status` shows it
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Strikes a dead node off, so that its shards get new copies elsewhere
+    Remove {
+        /// The node's id, as `aegiskv status` shows it
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Re-founds a cluster from this machine's data when most of its voters are gone for good
+    Recover,
+}
+
+impl Node {
+    pub(crate) fn connection(&mut self) -> Option<&mut Connection> {
+        match &mut self.command {
+            Command::Drain { connection }
+            | Command::Decommission { connection, .. }
+            | Command::Remove { connection, .. } => Some(connection),
+            Command::Recover => None,
+        }
+    }
+
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        match self.command {
+            Command::Drain { connection } => ask(&connection, "/admin/drain").await,
+            Command::Decommission { id, connection } => {
+                let path = format!("/admin/nodes/{}/decommission", escape(id.as_bytes()));
+                ask(&connection, &path).await
+            }
+            Command::Remove { id, connection } => {
+                ask(&connection, &format!("/admin/nodes/{}/remove", escape(id.as_bytes()))).await
+            }
+            Command::Recover => bail!(
+                "a node of this version stands alone, so there is no lost majority to recover \
+                 from; start it, and it finds its own data again"
+            ),
+        }
+    }
+}
+
+/// Asks the operations API for something, and prints its answer.
+async fn ask(connection: &Connection, path: &str) -> anyhow::Result<Exit> {
+    let client = Client::new(connection)?;
+    let response = client.send(client.ops_request(Method::POST, path)?).await?;
+    let body = client.body(response).await?;
+    let mut out = output();
+    match serde_json::from_slice::<Json>(&body) {
+        Ok(json) => writeln!(out, "{json:#}")?,
+        Err(_) if body.is_empty() => writeln!(out, "done")?,
+        Err(_) => writeln!(out, "{}", String::from_utf8_lossy(body.trim_ascii_end()))?,
+    }
+    out.flush()?;
+    Ok(Exit::Done)
+}

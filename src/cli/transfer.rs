@@ -1,0 +1,476 @@
+//! Whole sets of keys: `dump`, `import` and `batch`.
+//!
+//! Invariant: memory is bounded by the pages and chunks in flight, never by the size of the file.
+//! An import that stops names the line up to which everything is stored.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal as _, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::Args;
+use futures_util::{StreamExt as _, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Body, Method};
+use serde_json::{Value as Json, json};
+use tokio_util::io::ReaderStream;
+
+use super::client::{Client, Error};
+use super::connection::Connection;
+use super::exit::{Exit, note, output};
+use super::list::{Listed, Pages};
+use crate::backup::Entry;
+
+/// Lines of an import that go into one request at most.
+const CHUNK_LINES_MAX: usize = 1000;
+
+/// An import's request is closed once its body has reached this, in bytes.
+const CHUNK_BYTES_AIM: usize = 1 << 20;
+
+/// Requests of an import under way at a time.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Longest line of an import, in bytes: the largest value there can be, in base64, and its key.
+const LINE_BYTES_MAX: usize = (1 << 30) / 3 * 4 + (1 << 20);
+
+/// How often a refused chunk is sent again, when the server says that it may be.
+const TRIES_MAX: u32 = 5;
+
+/// Pause before the second try; it doubles with each.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// The media type of one JSON object a line.
+const NDJSON: &str = "application/x-ndjson";
+
+/// Writes keys and values as NDJSON, one a line
+///
+/// Values that are not UTF-8 are written in base64. Times to live are written as what was left
+/// (ttl_ms), and start anew at the import. Keys written or deleted meanwhile may or may not be
+/// in the dump; every other key is in it at least once.
+#[derive(Args, Debug)]
+pub(crate) struct Dump {
+    /// Where to write; it must not exist yet. `-` is standard output
+    #[arg(default_value = "-")]
+    file: PathBuf,
+
+    /// Only keys that begin with this
+    #[arg(long, default_value = "")]
+    prefix: OsString,
+
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+impl Dump {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        let client = Client::new(&self.connection)?;
+        let to_stdout = self.file.as_os_str() == "-";
+        let mut file = None;
+        let mut out: Box<dyn Write> = if to_stdout {
+            Box::new(output())
+        } else {
+            let created = File::create_new(&self.file)
+                .with_context(|| format!("cannot create {}", self.file.display()))?;
+            let writer = io::BufWriter::new(created.try_clone()?);
+            file = Some(created);
+            Box::new(writer)
+        };
+        let progress = progress("keys");
+        let mut pages = Pages::new(&client, self.prefix.as_bytes(), true);
+        let mut count = 0u64;
+        while let Some(page) = pages.next::<Listed>(None).await? {
+            for listed in page.keys {
+                if let Some(entry) = listed.into_entry()? {
+                    out.write_all(entry.to_line().as_bytes())?;
+                    count += 1;
+                }
+            }
+            progress.set_position(count);
+        }
+        out.flush()?;
+        if let Some(file) = file {
+            file.sync_all().with_context(|| format!("cannot sync {}", self.file.display()))?;
+        }
+        progress.finish_and_clear();
+        note(format_args!("dumped {count} keys"));
+        Ok(Exit::Done)
+    }
+}
+
+/// Stores the keys of a dump
+///
+/// Keys that exist are replaced; others are left alone. If it stops half way it says from which
+/// line to go on. Running the same import twice does no harm.
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    /// What to read; `-` is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+
+    /// Skip the lines before this one
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
+
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// Consecutive lines of an import, as the body of one request.
+#[derive(Debug)]
+struct Chunk {
+    /// The body: one operation a line.
+    body: String,
+    /// The number of each operation's line in the file.
+    lines: Vec<u64>,
+}
+
+impl Import {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        let client = Client::new(&self.connection)?;
+        let mut reader = open(&self.file)?;
+        let progress = progress("keys");
+        let mut line = 0;
+        for _ in 1..self.from_line {
+            if skip_line(&mut reader)? {
+                line += 1;
+            }
+        }
+        let mut chunks = Chunks::new(reader, line);
+        let chunks = stream::iter(std::iter::from_fn(move || chunks.next().transpose()));
+        let answers = chunks.map(|chunk| async { send_chunk(&client, chunk?).await });
+        // Answers come in the order of the lines, so all before the first failure is stored.
+        let mut answers = std::pin::pin!(answers.buffered(CHUNKS_IN_FLIGHT));
+        let mut stored = 0u64;
+        let mut next_line = self.from_line;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok((count, last_line)) => {
+                    stored += count;
+                    next_line = last_line + 1;
+                    progress.set_position(stored);
+                }
+                Err(error) => {
+                    progress.finish_and_clear();
+                    let mend = format!(
+                        "{stored} keys are stored, all before line {next_line}; \
+                         go on with `aegiskv import --from-line {next_line}`"
+                    );
+                    return Err(anyhow::anyhow!("{error:#}\n{mend}"));
+                }
+            }
+        }
+        progress.finish_and_clear();
+        note(format_args!("imported {stored} keys"));
+        Ok(Exit::Done)
+    }
+}
+
+/// Cuts a file into chunks.
+struct Chunks<R> {
+    reader: R,
+    /// The number of the line read last.
+    line: u64,
+    /// What ends the import once the lines before it are given out.
+    fault: Option<anyhow::Error>,
+    ended: bool,
+}
+
+impl<R: BufRead> Chunks<R> {
+    /// Chunks of what is left in `reader`, of which `line` lines were read before.
+    fn new(reader: R, line: u64) -> Self {
+        Self { reader, line, fault: None, ended: false }
+    }
+
+    /// The next chunk, or `None` at the end.
+    ///
+    /// # Errors
+    /// A line is no entry, or the file cannot be read. The lines before it are given out first;
+    /// nothing comes after it.
+    fn next(&mut self) -> anyhow::Result<Option<Chunk>> {
+        let mut chunk = Chunk { body: String::new(), lines: Vec::new() };
+        while !self.ended
+            && chunk.lines.len() < CHUNK_LINES_MAX
+            && chunk.body.len() < CHUNK_BYTES_AIM
+        {
+            match self.entry() {
+                Ok(Some(entry)) => {
+                    chunk.body.push_str(&operation(&entry).to_string());
+                    chunk.body.push('\n');
+                    chunk.lines.push(self.line);
+                }
+                Ok(None) => self.ended = true,
+                Err(error) => {
+                    self.ended = true;
+                    self.fault = Some(error);
+                }
+            }
+        }
+        match self.fault.take() {
+            Some(fault) if chunk.lines.is_empty() => Err(fault),
+            fault => {
+                self.fault = fault;
+                Ok((!chunk.lines.is_empty()).then_some(chunk))
+            }
+        }
+    }
+
+    /// The next line that is not blank, or `None` at the end.
+    fn entry(&mut self) -> anyhow::Result<Option<Entry>> {
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
+            let read = io::Read::take(&mut self.reader, limit).read_until(b'\n', &mut text);
+            if read.context("cannot read the file")? == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            if !text.trim_ascii().is_empty() {
+                break;
+            }
+        }
+        Ok(Some(Entry::parse(&text).with_context(|| format!("line {}", self.line))?))
+    }
+}
+
+/// The batch operation that stores an entry.
+fn operation(entry: &Entry) -> Json {
+    let mut operation = json!({ "op": "put" });
+    let mut put = |member: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => operation[member] = text.into(),
+        Err(_) => operation[format!("{member}_base64")] = BASE64.encode(bytes).into(),
+    };
+    put("key", entry.key.as_bytes());
+    put("value", &entry.value);
+    if let Some(content_type) = &entry.content_type {
+        operation["content_type"] = content_type.as_str().into();
+    }
+    if let Some(ttl) = entry.ttl {
+        operation["ttl"] = format!("{}ms", ttl.as_millis()).into();
+    }
+    operation
+}
+
+/// Sends a chunk; says how many keys it stored and the number of its last line.
+async fn send_chunk(client: &Client, chunk: Chunk) -> anyhow::Result<(u64, u64)> {
+    let first = chunk.lines.first().copied().unwrap_or_default();
+    let last = chunk.lines.last().copied().unwrap_or_default();
+    let mut pause = RETRY_PAUSE;
+    for attempt in 1.. {
+        match try_chunk(client, &chunk).await {
+            Ok(count) => return Ok((count, last)),
+            Err(fault) if fault.passing && attempt < TRIES_MAX => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            Err(fault) => {
+                let what = match fault.line {
+                    Some(line) => format!("line {line}"),
+                    None => format!("lines {first} to {last}"),
+                };
+                return Err(fault.error.context(what));
+            }
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// Why a chunk is not stored.
+struct Fault {
+    error: anyhow::Error,
+    /// The line at fault, if it is a single one.
+    line: Option<u64>,
+    /// Whether trying again may help.
+    passing: bool,
+}
+
+async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
+    let request = client
+        .request(Method::POST, "/v1/batch")
+        .header(CONTENT_TYPE, NDJSON)
+        .body(chunk.body.clone());
+    let whole = |error: Error| {
+        let passing =
+            matches!(&error, Error::Refused(problem) if matches!(problem.status, 429 | 503));
+        Fault { error: error.into(), line: None, passing }
+    };
+    let response = client.send(request).await.map_err(whole)?;
+    let body = client.body(response).await.map_err(whole)?;
+    let mut count = 0;
+    let mut results = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    for line in &chunk.lines {
+        let at = |error: anyhow::Error, passing| Fault { error, line: Some(*line), passing };
+        let result = results.next().and_then(|text| serde_json::from_slice::<Json>(text).ok());
+        let Some(result) = result else {
+            return Err(at(
+                anyhow::anyhow!("the server's answer ends before this line's result"),
+                false,
+            ));
+        };
+        let status = result["status"].as_u64().unwrap_or_default();
+        if !(200..300).contains(&status) {
+            let error = anyhow::anyhow!("{}", reason(&result, status));
+            return Err(at(error, matches!(status, 429 | 503)));
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// What the server says about an operation that failed.
+fn reason(result: &Json, status: u64) -> String {
+    let text = ["detail", "title"].iter().find_map(|member| {
+        let place = result.get("error").filter(|error| error.is_object()).unwrap_or(result);
+        place.get(*member).and_then(Json::as_str)
+    });
+    let text = text.or_else(|| result.get("error").and_then(Json::as_str));
+    match text {
+        Some(text) => format!("{text} ({status})"),
+        None => format!("the server answered {status}"),
+    }
+}
+
+/// Carries out operations from NDJSON, one a line, and prints a result a line
+///
+/// A line is {"op":"put","key":"a","value":"1","ttl":"30s"}, {"op":"get","key":"b"} or
+/// {"op":"delete","key":"c"}, with value_base64 for bytes and if_match or if_none_match for
+/// conditions. Results come as the lines are read. The code is 1 if any operation failed; a key
+/// that is not there is no failure.
+#[derive(Args, Debug)]
+pub(crate) struct Batch {
+    /// What to read; `-` is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+impl Batch {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        let client = Client::new(&self.connection)?;
+        let body = if self.file.as_os_str() == "-" {
+            Body::wrap_stream(ReaderStream::new(tokio::io::stdin()))
+        } else {
+            let file = tokio::fs::File::open(&self.file).await;
+            let file = file.with_context(|| format!("cannot read {}", self.file.display()))?;
+            Body::wrap_stream(ReaderStream::new(file))
+        };
+        let request =
+            client.request(Method::POST, "/v1/batch").header(CONTENT_TYPE, NDJSON).body(body);
+        let mut response = client.send(request).await?;
+        let mut out = output();
+        let mut failed = 0u64;
+        let mut line = Vec::new();
+        loop {
+            let chunk = response.chunk().await;
+            let chunk = chunk.map_err(|error| client.explain(&self.connection.addr, error))?;
+            let ended = chunk.is_none();
+            line.extend_from_slice(&chunk.unwrap_or_default());
+            while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+                failed += u64::from(is_failure(&line[..end]));
+                out.write_all(&line[..=end])?;
+                line.drain(..=end);
+            }
+            if ended && !line.is_empty() {
+                failed += u64::from(is_failure(&line));
+                out.write_all(&line)?;
+                out.write_all(b"\n")?;
+            }
+            out.flush()?;
+            if ended {
+                break;
+            }
+        }
+        if failed > 0 {
+            note(format_args!("aegiskv: {failed} operations failed"));
+            return Ok(Exit::Failed);
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn is_failure(result: &[u8]) -> bool {
+    let result = serde_json::from_slice::<Json>(result).unwrap_or_default();
+    let status = result["status"].as_u64().unwrap_or_default();
+    status != 404 && !(200..400).contains(&status)
+}
+
+fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+/// Skips a line; `false` at the end of the file.
+fn skip_line(reader: &mut impl BufRead) -> anyhow::Result<bool> {
+    Ok(reader.skip_until(b'\n').context("cannot read the file")? > 0)
+}
+
+/// A count on standard error while it is a terminal; else nothing.
+fn progress(unit: &'static str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = format!("{{spinner}} {{human_pos}} {unit}, {{per_sec}}, {{elapsed}}");
+    let style = ProgressStyle::with_template(&template).expect("the template is a constant");
+    let bar = ProgressBar::new_spinner().with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(chunk: anyhow::Result<Option<Chunk>>) -> Option<Vec<u64>> {
+        chunk.expect("the chunk is sound").map(|chunk| chunk.lines)
+    }
+
+    #[test]
+    fn a_bad_line_is_named_after_the_good_ones_before_it_are_given_out() {
+        let text =
+            "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"2\"}\nrubbish\n{}\n";
+        let mut chunks = Chunks::new(text.as_bytes(), 0);
+        assert_eq!(lines(chunks.next()), Some(vec![1, 3]));
+        let error = chunks.next().expect_err("line 4 is rubbish");
+        assert!(format!("{error:#}").starts_with("line 4: not a line of a dump"), "{error:#}");
+        assert_eq!(lines(chunks.next()), None);
+    }
+
+    #[test]
+    fn chunks_are_bounded_in_lines() {
+        let text = "{\"key\":\"a\",\"value\":\"1\"}\n".repeat(1001);
+        let mut chunks = Chunks::new(text.as_bytes(), 41);
+        assert_eq!(lines(chunks.next()), Some((42..1042).collect()));
+        assert_eq!(lines(chunks.next()), Some(vec![1042]));
+        assert_eq!(lines(chunks.next()), None);
+    }
+
+    #[test]
+    fn an_entry_becomes_a_put() {
+        let line = br#"{"key_base64":"/w==","value":"v","content_type":"text/plain","ttl_ms":5,"version":"7"}"#;
+        let entry = Entry::parse(line).expect("the test's line is right");
+        assert_eq!(
+            operation(&entry).to_string(),
+            r#"{"content_type":"text/plain","key_base64":"/w==","op":"put","ttl":"5ms","value":"v"}"#
+        );
+    }
+
+    #[test]
+    fn absent_keys_are_no_failures_of_a_batch() {
+        assert!(!is_failure(br#"{"status":404}"#));
+        assert!(!is_failure(br#"{"status":201,"version":"1"}"#));
+        assert!(is_failure(br#"{"status":412}"#));
+        assert!(is_failure(b"half a li"));
+    }
+}
