@@ -9,6 +9,7 @@ use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 
 use super::exit::{Exit, note, output};
+use crate::config::Key;
 
 /// What the binary is called.
 const NAME: &str = "aegiskv";
