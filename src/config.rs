@@ -20,6 +20,7 @@ mod reference;
 mod secret;
 mod setting;
 mod span;
+mod tls_files;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -94,11 +95,7 @@ pub struct Reloaded {
 impl Sources {
     /// The sources of this process: its environment, the file and the flags given.
     pub fn of_process(file: Option<PathBuf>, flags: BTreeMap<String, String>) -> Self {
-        Self {
-            file,
-            environment: std::env::vars_os().collect(),
-            flags,
-        }
+        Self { file, environment: std::env::vars_os().collect(), flags }
     }
 
     /// Reads and checks everything.
@@ -173,16 +170,8 @@ impl Inputs {
         problems.append(&mut layers.problems);
 
         let files = [
-            (
-                "auth_token",
-                &mut config.auth_token,
-                &config.auth_token_file,
-            ),
-            (
-                "gossip_secret",
-                &mut config.gossip_secret,
-                &config.gossip_secret_file,
-            ),
+            ("auth_token", &mut config.auth_token, &config.auth_token_file),
+            ("gossip_secret", &mut config.gossip_secret, &config.gossip_secret_file),
         ];
         for (key, secrets, file) in files {
             match check::read_secret_file(key, secrets, file.as_ref(), &origins) {
@@ -203,11 +192,7 @@ impl Inputs {
         let mut warnings = layers.warnings;
         warnings.extend(more_warnings);
         if problems.is_empty() {
-            Ok(Loaded {
-                config,
-                origins,
-                warnings,
-            })
+            Ok(Loaded { config, origins, warnings })
         } else {
             Err(Problems(problems))
         }
@@ -223,9 +208,7 @@ impl Loaded {
         let changed = self.config.differences(&fresh.config);
         fresh.config.keep_until_restart(&self.config);
         for key in KEYS.iter().filter(|key| !key.live) {
-            fresh
-                .origins
-                .set(key.name, self.origins.of(key.name).to_owned());
+            fresh.origins.set(key.name, self.origins.of(key.name).to_owned());
         }
         let live = |name: &&str| Key::find(name).is_some_and(|key| key.live);
         let (applied, needs_restart): (Vec<_>, Vec<_>) = changed.into_iter().partition(live);
@@ -235,11 +218,7 @@ impl Loaded {
                 return Err(Problems(problems));
             }
         }
-        Ok(Reloaded {
-            new: fresh,
-            applied,
-            needs_restart,
-        })
+        Ok(Reloaded { new: fresh, applied, needs_restart })
     }
 }
 
@@ -255,14 +234,8 @@ fn json_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     for entry in entries.take(CONF_D_FILES_MAX) {
         let path = entry?.path();
         // A dot-file is an editor's or a package manager's, never the operator's.
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "json")
-            && !hidden
-        {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|extension| extension == "json") && !hidden {
             files.push(path);
         }
     }

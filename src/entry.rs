@@ -45,10 +45,7 @@ impl Key {
         let bytes_max = bytes_max.min(KEY_BYTES_CEILING);
         match bytes.len() {
             0 => Err(KeyError::Empty),
-            n if n > bytes_max => Err(KeyError::TooLong {
-                bytes: n,
-                bytes_max,
-            }),
+            n if n > bytes_max => Err(KeyError::TooLong { bytes: n, bytes_max }),
             _ => Ok(Self(bytes)),
         }
     }
@@ -77,9 +74,7 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// The wall clock's present reading; 0 for a clock before 1970.
     pub fn now() -> Self {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
@@ -279,13 +274,7 @@ mod tests {
     #[test]
     fn keys_outside_their_bounds_are_refused_with_the_bound() {
         assert_eq!(Key::new(Bytes::new(), 4), Err(KeyError::Empty));
-        assert_eq!(
-            Key::new(&b"12345"[..], 4),
-            Err(KeyError::TooLong {
-                bytes: 5,
-                bytes_max: 4
-            })
-        );
+        assert_eq!(Key::new(&b"12345"[..], 4), Err(KeyError::TooLong { bytes: 5, bytes_max: 4 }));
         assert!(Key::new(&b"1234"[..], 4).is_ok());
     }
 }

@@ -110,9 +110,7 @@ impl LevelControl {
     /// # Errors
     /// [`LevelError`]; the level then stays as it was.
     pub fn set_level(&self, level: &str) -> Result<(), LevelError> {
-        self.0
-            .reload(parse_level(level)?)
-            .map_err(|_| LevelError::NotStarted)
+        self.0.reload(parse_level(level)?).map_err(|_| LevelError::NotStarted)
     }
 }
 
@@ -185,9 +183,7 @@ fn level_named(word: &str) -> Result<LevelFilter, LevelError> {
         "error" => LevelFilter::ERROR,
         "off" => LevelFilter::OFF,
         _ => {
-            return Err(LevelError::Unknown {
-                word: word.chars().take(40).collect(),
-            });
+            return Err(LevelError::Unknown { word: word.chars().take(40).collect() });
         }
     })
 }
@@ -220,20 +216,11 @@ where
         .with(filter)
         .with(lines(config.format, stderr, reader))
         .with(file);
-    Ok((
-        subscriber,
-        Logging {
-            control: LevelControl(handle),
-            _file: guard,
-        },
-    ))
+    Ok((subscriber, Logging { control: LevelControl(handle), _file: guard }))
 }
 
 /// A file is read by people and programs, later.
-const FILE: Destination = Destination {
-    colour: false,
-    journal: false,
-};
+const FILE: Destination = Destination { colour: false, journal: false };
 
 fn lines<S, W>(format: Format, writer: W, reader: Destination) -> Box<dyn Layer<S> + Send + Sync>
 where
@@ -244,14 +231,8 @@ where
     match format {
         Format::Json => layer.json().flatten_event(true).boxed(),
         Format::Text if reader.journal => {
-            let inner = format::format()
-                .without_time()
-                .with_level(false)
-                .with_ansi(false);
-            layer
-                .with_ansi(false)
-                .event_format(JournalLines { inner })
-                .boxed()
+            let inner = format::format().without_time().with_level(false).with_ansi(false);
+            layer.with_ansi(false).event_format(JournalLines { inner }).boxed()
         }
         Format::Text => layer.with_ansi(reader.colour).boxed(),
     }
@@ -264,10 +245,7 @@ fn daily_files(dir: &PathBuf) -> Result<(NonBlocking, WorkerGuard), StartError> 
         .filename_suffix("log")
         .max_log_files(FILES_KEPT)
         .build(dir)
-        .map_err(|source| StartError::Dir {
-            dir: dir.clone(),
-            source,
-        })?;
+        .map_err(|source| StartError::Dir { dir: dir.clone(), source })?;
     Ok(NonBlockingBuilder::default()
         .buffered_lines_limit(LINES_WAITING_MAX)
         .thread_name("log-file")
@@ -339,17 +317,10 @@ mod tests {
         }
     }
 
-    const PIPE: Destination = Destination {
-        colour: false,
-        journal: false,
-    };
+    const PIPE: Destination = Destination { colour: false, journal: false };
 
     fn config(level: &str, format: Format) -> Config {
-        Config {
-            level: level.to_owned(),
-            format,
-            dir: None,
-        }
+        Config { level: level.to_owned(), format, dir: None }
     }
 
     fn logged(config: &Config, reader: Destination, log: impl FnOnce(&Logging)) -> String {
@@ -362,20 +333,10 @@ mod tests {
 
     #[test]
     fn levels_are_taken_for_everything_and_for_parts() {
-        for good in [
-            "info",
-            "WARN",
-            "off",
-            "info,aegiskv::wal=debug",
-            "aegiskv=trace , error",
-        ] {
+        for good in ["info", "WARN", "off", "info,aegiskv::wal=debug", "aegiskv=trace , error"] {
             assert_eq!(check_level(good), Ok(()), "{good}");
         }
-        let unknown = |word: &str| {
-            Err(LevelError::Unknown {
-                word: word.to_owned(),
-            })
-        };
+        let unknown = |word: &str| Err(LevelError::Unknown { word: word.to_owned() });
         assert_eq!(check_level("inof"), unknown("inof"));
         assert_eq!(check_level("aegiskv=loud"), unknown("loud"));
         assert_eq!(check_level(""), Err(LevelError::Empty));
@@ -394,46 +355,30 @@ mod tests {
             assert!(logging.set_level("lous").is_err());
             tracing::debug!("still");
         });
-        assert!(
-            !text.contains("before") && !text.contains("hidden"),
-            "{text}"
-        );
+        assert!(!text.contains("before") && !text.contains("hidden"), "{text}");
         assert!(text.contains("after") && text.contains("still"), "{text}");
     }
 
     #[test]
     fn text_has_no_colour_away_from_a_terminal() {
-        let text = logged(&config("info", Format::Text), PIPE, |_| {
-            tracing::info!(n = 1, "hello")
-        });
+        let text = logged(&config("info", Format::Text), PIPE, |_| tracing::info!(n = 1, "hello"));
         assert!(!text.contains('\u{1b}'), "{text}");
-        assert!(
-            text.ends_with("INFO aegiskv::logging::tests: hello n=1\n"),
-            "{text}"
-        );
+        assert!(text.ends_with("INFO aegiskv::logging::tests: hello n=1\n"), "{text}");
     }
 
     #[test]
     fn the_journal_gets_priorities_and_no_time() {
-        let journal = Destination {
-            colour: false,
-            journal: true,
-        };
+        let journal = Destination { colour: false, journal: true };
         let text = logged(&config("info", Format::Text), journal, |_| {
             tracing::error!("torn");
             tracing::info!("well");
         });
-        assert_eq!(
-            text,
-            "<3>aegiskv::logging::tests: torn\n<6>aegiskv::logging::tests: well\n"
-        );
+        assert_eq!(text, "<3>aegiskv::logging::tests: torn\n<6>aegiskv::logging::tests: well\n");
     }
 
     #[test]
     fn json_is_one_object_a_line() {
-        let text = logged(&config("info", Format::Json), PIPE, |_| {
-            tracing::warn!(n = 7, "full")
-        });
+        let text = logged(&config("info", Format::Json), PIPE, |_| tracing::warn!(n = 7, "full"));
         let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
         assert_eq!(line["level"], "WARN");
         assert_eq!(line["message"], "full");
@@ -444,24 +389,13 @@ mod tests {
     fn lines_reach_the_days_file_by_the_time_logging_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let logs = dir.path().join("made/here");
-        let config = Config {
-            dir: Some(logs.clone()),
-            ..config("info", Format::Text)
-        };
+        let config = Config { dir: Some(logs.clone()), ..config("info", Format::Text) };
         let text = logged(&config, PIPE, |_| tracing::info!("to both"));
         assert!(text.contains("to both"));
-        let files: Vec<_> = std::fs::read_dir(&logs)
-            .unwrap()
-            .map(|f| f.unwrap().path())
-            .collect();
-        let [file] = files.as_slice() else {
-            panic!("one file expected: {files:?}")
-        };
+        let files: Vec<_> = std::fs::read_dir(&logs).unwrap().map(|f| f.unwrap().path()).collect();
+        let [file] = files.as_slice() else { panic!("one file expected: {files:?}") };
         let name = file.file_name().unwrap().to_str().unwrap();
-        assert!(
-            name.starts_with("aegiskv.20") && name.ends_with(".log"),
-            "{name}"
-        );
+        assert!(name.starts_with("aegiskv.20") && name.ends_with(".log"), "{name}");
         assert_eq!(name.len(), "aegiskv.2026-01-01.log".len());
         assert!(std::fs::read_to_string(file).unwrap().contains("to both"));
     }
@@ -471,16 +405,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let taken = dir.path().join("file");
         std::fs::write(&taken, "").unwrap();
-        let config = Config {
-            dir: Some(taken.clone()),
-            ..config("info", Format::Text)
-        };
+        let config = Config { dir: Some(taken.clone()), ..config("info", Format::Text) };
         let Err(error) = assemble(&config, io::sink, PIPE).map(drop) else {
             panic!("a file is no directory")
         };
-        assert!(
-            error.to_string().contains(taken.to_str().unwrap()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(taken.to_str().unwrap()), "{error}");
     }
 }

@@ -42,11 +42,7 @@ pub fn open_files(max_conns: u32) -> std::io::Result<OpenFiles> {
 fn connections_within(limit: u64, max_conns: u32) -> OpenFiles {
     let needed = u64::from(max_conns) + FILES_BESIDE_CONNECTIONS;
     if limit >= needed {
-        return OpenFiles {
-            limit,
-            connections: max_conns,
-            warning: None,
-        };
+        return OpenFiles { limit, connections: max_conns, warning: None };
     }
     // One connection at least: a node that serves nobody cannot even be asked why.
     let room = limit.saturating_sub(FILES_BESIDE_CONNECTIONS).max(1);
@@ -56,11 +52,7 @@ fn connections_within(limit: u64, max_conns: u32) -> OpenFiles {
          max_conns ({max_conns}); set LimitNOFILE={needed} in the unit (or ulimit -n {needed}), \
          or lower max_conns"
     );
-    OpenFiles {
-        limit,
-        connections,
-        warning: Some(warning),
-    }
+    OpenFiles { limit, connections, warning: Some(warning) }
 }
 
 #[cfg(test)]
@@ -70,14 +62,7 @@ mod tests {
     #[test]
     fn connections_are_bounded_by_the_files_that_may_be_open() {
         let roomy = connections_within(65_535, 10_000);
-        assert_eq!(
-            roomy,
-            OpenFiles {
-                limit: 65_535,
-                connections: 10_000,
-                warning: None
-            }
-        );
+        assert_eq!(roomy, OpenFiles { limit: 65_535, connections: 10_000, warning: None });
 
         let tight = connections_within(1024, 10_000);
         assert_eq!(tight.connections, 512);

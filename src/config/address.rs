@@ -22,10 +22,9 @@ impl HostPort {
     /// address of this machine.
     pub fn parse_listening(text: &str) -> Option<Self> {
         match text.strip_prefix(':') {
-            Some(port) => Some(Self {
-                host: Ipv4Addr::UNSPECIFIED.to_string(),
-                port: port_number(port)?,
-            }),
+            Some(port) => {
+                Some(Self { host: Ipv4Addr::UNSPECIFIED.to_string(), port: port_number(port)? })
+            }
             None => Self::parse(text),
         }
     }
@@ -38,10 +37,7 @@ impl HostPort {
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = port_number(port)?;
-        let host = match host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
+        let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(inside) => inside.parse::<Ipv6Addr>().ok()?.to_string(),
             None => host_name(host)?,
         };
@@ -69,9 +65,7 @@ impl HostPort {
 
     /// Whether it means every address of this machine.
     pub fn is_unspecified(&self) -> bool {
-        self.host
-            .parse::<IpAddr>()
-            .is_ok_and(|ip| ip.is_unspecified())
+        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 
     /// Whether listening on both at once is sure to fail.
@@ -83,16 +77,12 @@ impl HostPort {
 
 fn port_number(text: &str) -> Option<u16> {
     // `parse` alone would take "+7700".
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 fn host_name(host: &str) -> Option<String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let digits_only = host
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let digits_only = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.bytes().all(fits) {
         return None;
     }
@@ -126,16 +116,10 @@ mod tests {
 
     #[test]
     fn addresses_to_listen_on_are_read_in_every_common_form() {
-        assert_eq!(
-            listening("127.0.0.1:7700").as_deref(),
-            Some("127.0.0.1:7700")
-        );
+        assert_eq!(listening("127.0.0.1:7700").as_deref(), Some("127.0.0.1:7700"));
         assert_eq!(listening(":7700").as_deref(), Some("0.0.0.0:7700"));
         assert_eq!(listening("[0:0::1]:0").as_deref(), Some("[::1]:0"));
-        assert_eq!(
-            listening("db-1.internal:7700").as_deref(),
-            Some("db-1.internal:7700")
-        );
+        assert_eq!(listening("db-1.internal:7700").as_deref(), Some("db-1.internal:7700"));
         for bad in [
             "",
             "7700",
@@ -162,11 +146,7 @@ mod tests {
 
     #[test]
     fn loopback_is_told_from_the_rest() {
-        let loopback = |text| {
-            HostPort::parse_listening(text)
-                .expect("valid")
-                .is_loopback()
-        };
+        let loopback = |text| HostPort::parse_listening(text).expect("valid").is_loopback();
         assert!(loopback("127.8.0.1:1") && loopback("[::1]:1") && loopback("LocalHost:1"));
         assert!(!loopback("0.0.0.0:1") && !loopback("10.0.0.1:1") && !loopback("node1:1"));
     }

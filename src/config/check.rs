@@ -14,6 +14,7 @@ use super::layers::Origins;
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
+use super::tls_files;
 use crate::logging;
 
 /// Shortest token or gossip secret that passes without a warning, in bytes.
@@ -25,14 +26,14 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Longest node id, zone or region, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Names that only one set of keys can be wrong in, and what was found.
+/// A pass over one configuration, and what it has found so far.
 pub(super) struct Check<'a> {
-    pub(super) config: &'a Config,
-    pub(super) origins: &'a Origins,
+    config: &'a Config,
+    origins: &'a Origins,
     /// Keys already found wrong.
-    pub(super) broken: &'a BTreeSet<&'static str>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    broken: &'a BTreeSet<&'static str>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl<'a> Check<'a> {
@@ -41,13 +42,7 @@ impl<'a> Check<'a> {
         origins: &'a Origins,
         broken: &'a BTreeSet<&'static str>,
     ) -> Self {
-        Self {
-            config,
-            origins,
-            broken,
-            problems: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Self { config, origins, broken, problems: Vec::new(), warnings: Vec::new() }
     }
 
     /// Runs every check.
@@ -65,13 +60,11 @@ impl<'a> Check<'a> {
     }
 
     fn problem(&mut self, key: &str, what: impl Into<String>, mend: impl Into<String>) {
-        self.problems
-            .push(Problem::with_key(key, self.origins.of(key), what, mend));
+        self.problems.push(Problem::with_key(key, self.origins.of(key), what, mend));
     }
 
     fn warning(&mut self, key: &str, what: impl Into<String>, mend: impl Into<String>) {
-        self.warnings
-            .push(Problem::with_key(key, self.origins.of(key), what, mend));
+        self.warnings.push(Problem::with_key(key, self.origins.of(key), what, mend));
     }
 
     /// Whether none of `keys` is already known to be wrong.
@@ -81,20 +74,13 @@ impl<'a> Check<'a> {
 
     fn names(&mut self) {
         let config = self.config;
-        let names = [
-            ("node_id", &config.node_id),
-            ("zone", &config.zone),
-            ("region", &config.region),
-        ];
+        let names =
+            [("node_id", &config.node_id), ("zone", &config.zone), ("region", &config.region)];
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         for (key, name) in names {
             if name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
                 let mend = "use at most 255 letters, digits, dots, hyphens and underscores";
-                self.problem(
-                    key,
-                    "holds characters that a name cannot have, or too many",
-                    mend,
-                );
+                self.problem(key, "holds characters that a name cannot have, or too many", mend);
             }
         }
         if config.node_id.is_empty() && self.sound(&["node_id"]) {
@@ -131,42 +117,26 @@ impl<'a> Check<'a> {
             && config.max_value_bytes > config.memory_bytes_max()
         {
             let what = format!(
-                "{} bytes are more than max_memory_mb holds",
+                "{} bytes are more than max_memory_mb allows in all",
                 config.max_value_bytes
             );
-            self.warning(
-                "max_value_bytes",
-                what,
-                "values of that size will be refused as too many",
-            );
+            self.warning("max_value_bytes", what, "raise max_memory_mb, or lower this");
         }
     }
 
     fn quorums(&mut self) {
         let config = self.config;
         let copies = config.replication_factor;
-        for (key, quorum) in [
-            ("write_quorum", config.write_quorum),
-            ("read_quorum", config.read_quorum),
-        ] {
+        for (key, quorum) in
+            [("write_quorum", config.write_quorum), ("read_quorum", config.read_quorum)]
+        {
             if self.sound(&[key, "replication_factor"]) && quorum.of(copies) > copies {
-                let what = format!(
-                    "{} is above replication_factor ({copies})",
-                    quorum.of(copies)
-                );
-                self.problem(
-                    key,
-                    what,
-                    format!("give at most {copies}, or -1 for all copies"),
-                );
+                let what = format!("{} is above replication_factor ({copies})", quorum.of(copies));
+                self.problem(key, what, format!("give at most {copies}, or -1 for all copies"));
             }
         }
         if config.read_quorum == Quorum::Count(0) {
-            self.problem(
-                "read_quorum",
-                "0 asks no copy",
-                "give 1 or more, or -1 for all copies",
-            );
+            self.problem("read_quorum", "0 asks no copy", "give 1 or more, or -1 for all copies");
         }
     }
 
@@ -190,30 +160,19 @@ impl<'a> Check<'a> {
                 super::span::text(config.suspect_timeout),
                 super::span::text(config.gossip_interval)
             );
-            self.problem(
-                "suspect_timeout",
-                what,
-                "give several times gossip_interval",
-            );
+            self.problem("suspect_timeout", what, "give several times gossip_interval");
         }
     }
 
     fn secrets(&mut self) {
-        for (key, secrets) in [
-            ("auth_token", &self.config.auth_token),
-            ("gossip_secret", &self.config.gossip_secret),
-        ] {
-            if secrets
-                .iter()
-                .any(|secret| secret.expose() == Secret::REDACTED)
-            {
+        for (key, secrets) in
+            [("auth_token", &self.config.auth_token), ("gossip_secret", &self.config.gossip_secret)]
+        {
+            if secrets.iter().any(|secret| secret.expose() == Secret::REDACTED) {
                 let what = "is the text that stands for a secret where it is not shown";
                 self.problem(key, what, "give the secret itself");
             }
-            if secrets
-                .iter()
-                .any(|secret| secret.expose().len() < SECRET_BYTES_ADVISED)
-            {
+            if secrets.iter().any(|secret| secret.expose().len() < SECRET_BYTES_ADVISED) {
                 let what = format!("is shorter than {SECRET_BYTES_ADVISED} characters");
                 self.warning(key, what, "make a long one with `aegiskv token`");
             }
@@ -221,38 +180,14 @@ impl<'a> Check<'a> {
         let in_a_header = |secret: &Secret| secret.expose().bytes().all(|b| b.is_ascii_graphic());
         if !self.config.auth_token.iter().all(in_a_header) {
             let what = "holds a space or another character that an HTTP header cannot carry";
-            self.problem(
-                "auth_token",
-                what,
-                "use letters, digits and ASCII punctuation",
-            );
+            self.problem("auth_token", what, "use letters, digits and ASCII punctuation");
         }
     }
 
     fn tls(&mut self) {
         let config = self.config;
-        let files = [
-            ("tls_cert_file", &config.tls_cert_file, config.tls_enabled),
-            ("tls_key_file", &config.tls_key_file, config.tls_enabled),
-            ("tls_ca_file", &config.tls_ca_file, false),
-        ];
-        for (key, file, needed) in files {
-            match file {
-                None if needed && self.sound(&[key, "tls_enabled"]) => {
-                    self.problem(
-                        key,
-                        "is not set, but tls_enabled is true",
-                        "name the PEM file",
-                    );
-                }
-                Some(path) if config.tls_enabled => {
-                    if let Err(error) = open_regular(path) {
-                        let what = format!("{} cannot be read: {error}", path.display());
-                        self.problem(key, what, "name a file that this user can read");
-                    }
-                }
-                Some(_) | None => {}
-            }
+        if config.tls_enabled {
+            self.tls_files();
         }
         if config.tls_client_auth == TlsClientAuth::Required {
             if !config.tls_enabled && self.sound(&["tls_enabled"]) {
@@ -261,13 +196,44 @@ impl<'a> Check<'a> {
             }
             if config.tls_ca_file.is_none() && self.sound(&["tls_ca_file"]) {
                 let what = "is required, but tls_ca_file is not set";
-                self.problem(
-                    "tls_client_auth",
-                    what,
-                    "name the CA's PEM file in tls_ca_file",
-                );
+                self.problem("tls_client_auth", what, "name the CA's PEM file in tls_ca_file");
             }
         }
+    }
+
+    fn tls_files(&mut self) {
+        let config = self.config;
+        let certificates =
+            self.tls_file("tls_cert_file", &config.tls_cert_file, tls_files::certificates);
+        let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
+        if let (Some(certificates), Some(key)) = (certificates, key)
+            && let Err(fault) = tls_files::pair(certificates, &key)
+        {
+            self.problem("tls_key_file", fault.what, fault.mend);
+        }
+        if config.tls_ca_file.is_some() {
+            self.tls_file("tls_ca_file", &config.tls_ca_file, tls_files::authorities);
+        }
+    }
+
+    /// What `read` finds in a file that TLS needs; notes what is wrong.
+    fn tls_file<T>(
+        &mut self,
+        key: &'static str,
+        file: &Option<PathBuf>,
+        read: impl FnOnce(&Path) -> Result<T, tls_files::Fault>,
+    ) -> Option<T> {
+        match file {
+            Some(path) => match read(path) {
+                Ok(found) => return Some(found),
+                Err(fault) => self.problem(key, fault.what, fault.mend),
+            },
+            None if self.sound(&[key]) => {
+                self.problem(key, "is not set, but tls_enabled is true", "name the PEM file");
+            }
+            None => {}
+        }
+        None
     }
 
     fn logs(&mut self) {
@@ -285,11 +251,7 @@ impl<'a> Check<'a> {
             && self.sound(&["cross_dc_seeds"])
         {
             let what = "is on, but cross_dc_seeds names no other cluster";
-            self.warning(
-                "cross_dc_replication",
-                what,
-                "name nodes of the other clusters",
-            );
+            self.warning("cross_dc_replication", what, "name nodes of the other clusters");
         }
         if !config.cross_dc_replication
             && !config.cross_dc_seeds.is_empty()
@@ -301,8 +263,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Puts the secrets of `file` in the place of `secrets`. Gives the problems found and, where the
-/// file is in force, its name.
+/// Puts the secrets of `file`, if one is named, in the place of `secrets`, and gives its name.
 pub(super) fn read_secret_file(
     key: &'static str,
     secrets: &mut Secrets,
@@ -314,48 +275,35 @@ pub(super) fn read_secret_file(
     let origin = origins.of(&file_key).to_owned();
     if !secrets.is_empty() {
         let what = format!("is given, and so is {key} (by {})", origins.of(key));
-        return Err(Problem::with_key(
-            file_key,
-            origin,
-            what,
-            format!("keep it or {key}"),
-        ));
+        return Err(Problem::with_key(file_key, origin, what, "keep one; null unsets a key"));
     }
     let unreadable = |error: io::Error| {
-        let what = format!("{} cannot be read: {error}", path.display());
-        Problem::with_key(
-            &file_key,
-            &origin,
-            what,
-            "name a file that this user can read",
-        )
+        let what = format!("{} cannot be read: {error}", shown(path));
+        Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
     };
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
     // The bytes are not repeated: they are most likely a secret.
     let text = String::from_utf8(text).map_err(|_| {
-        let what = format!("{} is not UTF-8 text", path.display());
+        let what = format!("{} is not UTF-8 text", shown(path));
         Problem::with_key(&file_key, &origin, what, "write one secret a line")
     })?;
     *secrets = Secrets::from_lines(&text);
     if secrets.is_empty() {
-        let what = format!("{} holds no secret", path.display());
-        return Err(Problem::with_key(
-            file_key,
-            origin,
-            what,
-            "write one secret a line",
-        ));
+        let what = format!("{} holds no secret", shown(path));
+        return Err(Problem::with_key(file_key, origin, what, "write one secret a line"));
     }
-    Ok(Some(path.display().to_string()))
+    Ok(Some(shown(path)))
+}
+
+/// A path as an error shows it, on one line whatever it holds.
+pub(super) fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 /// Opens a file, unless it is a pipe or a device, which could keep the reader waiting for ever.
 fn open_regular(path: &Path) -> io::Result<File> {
     if !path.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     File::open(path)
 }
@@ -363,9 +311,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 /// Reads a file whole, up to `bytes_max`.
 pub(super) fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_regular(path)?
-        .take(bytes_max + 1)
-        .read_to_end(&mut bytes)?;
+    open_regular(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         let what = format!("larger than {bytes_max} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));

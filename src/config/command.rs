@@ -32,11 +32,7 @@ pub fn check(sources: &Sources) -> Outcome {
                 1 => "the configuration is good, with 1 warning\n".to_owned(),
                 count => format!("the configuration is good, with {count} warnings\n"),
             };
-            Outcome {
-                stdout,
-                stderr,
-                status: 0,
-            }
+            Outcome { stdout, stderr, status: 0 }
         }
         Err(problems) => refusal(&problems),
     }
@@ -47,16 +43,8 @@ pub fn show(sources: &Sources, json: bool) -> Outcome {
     match sources.load() {
         Ok(loaded) => {
             let explanation = loaded.explain();
-            let stdout = if json {
-                pretty(&explanation)
-            } else {
-                explanation.table()
-            };
-            Outcome {
-                stdout,
-                stderr: warnings_text(&loaded.warnings),
-                status: 0,
-            }
+            let stdout = if json { pretty(&explanation) } else { explanation.table() };
+            Outcome { stdout, stderr: warnings_text(&loaded.warnings), status: 0 }
         }
         Err(problems) => refusal(&problems),
     }
@@ -70,22 +58,14 @@ pub fn default() -> Outcome {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let entry = |key: &super::Key| -> (&'static str, Json) {
                 // A secret's empty list would do, but one secret is what is mostly meant.
-                let json = if key.secret {
-                    Json::from("")
-                } else {
-                    key.default_json()
-                };
+                let json = if key.secret { Json::from("") } else { key.default_json() };
                 (key.name, json)
             };
             serializer.collect_map(KEYS.iter().map(entry))
         }
     }
 
-    Outcome {
-        stdout: pretty(&Defaults),
-        stderr: String::new(),
-        status: 0,
-    }
+    Outcome { stdout: pretty(&Defaults), stderr: String::new(), status: 0 }
 }
 
 fn refusal(problems: &Problems) -> Outcome {
@@ -94,18 +74,11 @@ fn refusal(problems: &Problems) -> Outcome {
         count => format!("{count} problems"),
     };
     let stderr = format!("the configuration has {count}\n{problems}\n");
-    Outcome {
-        stdout: String::new(),
-        stderr,
-        status: 1,
-    }
+    Outcome { stdout: String::new(), stderr, status: 1 }
 }
 
 fn warnings_text(warnings: &[Problem]) -> String {
-    warnings
-        .iter()
-        .map(|warning| format!("warning: {warning}\n"))
-        .collect()
+    warnings.iter().map(|warning| format!("warning: {warning}\n")).collect()
 }
 
 fn pretty(value: &impl Serialize) -> String {

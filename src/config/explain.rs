@@ -36,18 +36,11 @@ impl Serialize for Explanation {
 impl Explanation {
     /// A table of keys, values and sources, one a line.
     pub fn table(&self) -> String {
-        let rows: Vec<_> = self
-            .0
-            .iter()
-            .map(|one| (one.key, plain(&one.value), one.source.as_str()))
-            .collect();
+        let rows: Vec<_> =
+            self.0.iter().map(|one| (one.key, plain(&one.value), one.source.as_str())).collect();
         let key_width = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
         // One long value must not push every source out of sight.
-        let value_width = rows
-            .iter()
-            .map(|row| row.1.chars().count().min(40))
-            .max()
-            .unwrap_or(0);
+        let value_width = rows.iter().map(|row| row.1.chars().count().min(40)).max().unwrap_or(0);
         rows.iter()
             .map(|(key, value, source)| {
                 format!("{key:key_width$}  {value:value_width$}  {source}\n")
@@ -70,15 +63,12 @@ fn plain(value: &Json) -> String {
 impl Loaded {
     /// Every key with its effective value and where it came from; secrets redacted.
     pub fn explain(&self) -> Explanation {
-        let explained = KEYS
-            .iter()
-            .zip(self.effective())
-            .map(|(key, value)| Explained {
-                key: key.name,
-                value,
-                source: self.origins.of(key.name).to_owned(),
-                live: key.live,
-            });
+        let explained = KEYS.iter().zip(self.effective()).map(|(key, value)| Explained {
+            key: key.name,
+            value,
+            source: self.origins.of(key.name).to_owned(),
+            live: key.live,
+        });
         Explanation(explained.collect())
     }
 
@@ -99,11 +89,7 @@ impl Loaded {
         // One-way, so that the number, which anyone may scrape, does not give the secrets away.
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(b"aegiskv configuration 1");
-        for (key, value) in KEYS
-            .iter()
-            .zip(self.effective())
-            .filter(|(key, _)| counts(key))
-        {
+        for (key, value) in KEYS.iter().zip(self.effective()).filter(|(key, _)| counts(key)) {
             context.update(format!("\n{}={value}", key.name).as_bytes());
             for secret in self.secrets_of(key) {
                 // Its length goes first: no two lists of secrets look alike.
@@ -112,9 +98,7 @@ impl Loaded {
             }
         }
         let hash = context.finish();
-        hash.as_ref()[..6]
-            .iter()
-            .fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+        hash.as_ref()[..6].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte))
     }
 
     fn secrets_of(&self, key: &Key) -> Vec<&str> {

@@ -35,12 +35,13 @@ impl Config {
                 ),
             });
         }
-        if !self.gossip_bind_addr.is_loopback() && !(self.has_gossip_secret() && self.tls_enabled) {
-            let lacking = match (self.has_gossip_secret(), self.tls_enabled) {
-                (false, false) => "gossip_secret and tls_enabled",
-                (false, true) => "gossip_secret",
-                (true, _) => "tls_enabled",
-            };
+        let lacking = match (!self.gossip_secret.is_empty(), self.tls_enabled) {
+            (true, true) => None,
+            (true, false) => Some("tls_enabled"),
+            (false, true) => Some("gossip_secret"),
+            (false, false) => Some("gossip_secret and tls_enabled"),
+        };
+        if let Some(lacking) = lacking.filter(|_| !self.gossip_bind_addr.is_loopback()) {
             exposures.push(Exposure {
                 listener: "peer",
                 address: self.gossip_bind_addr.clone(),
@@ -65,9 +66,5 @@ impl Config {
             });
         }
         exposures
-    }
-
-    fn has_gossip_secret(&self) -> bool {
-        !self.gossip_secret.is_empty()
     }
 }

@@ -94,7 +94,7 @@ macro_rules! keys {
             Key {
                 name: stringify!($name),
                 section: $section,
-                help: concat!($($help),+),
+                help: concat!($($help),+).trim_ascii(),
                 default: $default,
                 range: keys!(@range $($min, $max)?),
                 range_text: keys!(@range_text $type $(, $min)?),
@@ -271,9 +271,7 @@ keys! {
 impl Config {
     /// Where the write-ahead log stands.
     pub fn wal_dir(&self) -> PathBuf {
-        self.wal_dir
-            .clone()
-            .unwrap_or_else(|| self.data_dir.join("wal"))
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("wal"))
     }
 
     /// Copies that must have a write before it is acknowledged; 0 waits for none.

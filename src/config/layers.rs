@@ -71,8 +71,7 @@ impl Layers {
             };
             if values.contains_key(key.name) {
                 let mend = "keep one of them";
-                self.problems
-                    .push(Problem::with_key(name, &origin, "stands there twice", mend));
+                self.problems.push(Problem::with_key(name, &origin, "stands there twice", mend));
                 continue;
             }
             values.insert(key.name.to_owned(), to_figment(&json));
@@ -138,13 +137,12 @@ impl Layers {
         };
         if !given.insert(key.name) {
             let what = "is given twice, under two names";
-            self.problems.push(Problem::with_key(
-                key.name,
-                origin,
-                what,
-                "keep one of them",
-            ));
+            self.problems.push(Problem::with_key(key.name, origin, what, "keep one of them"));
             return;
+        }
+        if key.secret && text.is_empty() {
+            let mend = "give it, or unset the variable or the flag";
+            self.warnings.push(Problem::with_key(key.name, &origin, "is empty", mend));
         }
         let json = key.shape.json_from_text(text);
         let values = Dict::from([(key.name.to_owned(), to_figment(&json))]);
@@ -164,46 +162,33 @@ impl Layers {
         }
         if OBSOLETE.contains(&name) {
             let what = "belongs to the Go prototype and has no effect here";
-            self.warnings
-                .push(Problem::with_key(written, origin, what, "remove it"));
+            self.warnings.push(Problem::with_key(written, origin, what, "remove it"));
             return None;
         }
         let mend = match nearest(name) {
             Some(key) => format!("did you mean {key}?"),
             None => "`aegiskv config default` prints every key".to_owned(),
         };
-        self.problems
-            .push(Problem::with_key(written, origin, "unknown key", mend));
+        self.problems.push(Problem::with_key(written, origin, "unknown key", mend));
         None
     }
 
     /// Reads every key.
     pub(super) fn read(&mut self) -> (Config, Origins, BTreeSet<&'static str>) {
-        let mut reader = Reader {
-            layers: self,
-            broken: BTreeSet::new(),
-        };
+        let mut reader = Reader { layers: self, broken: BTreeSet::new() };
         let config = Config::read(&mut reader);
         let broken = reader.broken;
-        let origins = KEYS
-            .iter()
-            .map(|key| (key.name, self.origin(key.name)))
-            .collect();
+        let origins = KEYS.iter().map(|key| (key.name, self.origin(key.name))).collect();
         (config, Origins(origins), broken)
     }
 
     fn value(&self, name: &str) -> Option<Json> {
         // `null` in a file means: as if it had not been given.
-        self.figment
-            .extract_inner::<Json>(name)
-            .ok()
-            .filter(|json| !json.is_null())
+        self.figment.extract_inner::<Json>(name).ok().filter(|json| !json.is_null())
     }
 
     fn origin(&self, name: &str) -> String {
-        let metadata = self
-            .value(name)
-            .and_then(|_| self.figment.find_metadata(name));
+        let metadata = self.value(name).and_then(|_| self.figment.find_metadata(name));
         metadata.map_or_else(|| DEFAULT.to_owned(), |metadata| metadata.name.to_string())
     }
 }
@@ -239,9 +224,7 @@ impl Reader<'_> {
                 Ok(value) => return value,
                 Err((what, mend)) => {
                     let origin = self.layers.origin(name);
-                    self.layers
-                        .problems
-                        .push(Problem::with_key(name, origin, what, mend));
+                    self.layers.problems.push(Problem::with_key(name, origin, what, mend));
                     self.broken.insert(name);
                 }
             }
@@ -252,11 +235,7 @@ impl Reader<'_> {
 
 /// Takes a value, or says what is wrong with it and how to mend it.
 fn judge<S: Setting>(key: &Key, json: &Json) -> Result<S, (String, String)> {
-    let shown = if S::SECRET {
-        found_secret(json)
-    } else {
-        found(json)
-    };
+    let shown = if S::SECRET { found_secret(json) } else { found(json) };
     if let (Some((least, greatest)), Some(show), Some(size)) =
         (key.range, key.range_text, S::measure(json))
         && !(i128::from(least)..=i128::from(greatest)).contains(&size)
@@ -264,12 +243,7 @@ fn judge<S: Setting>(key: &Key, json: &Json) -> Result<S, (String, String)> {
         let mend = format!("give {}", show((least, greatest)));
         return Err((format!("{shown} is out of range"), mend));
     }
-    S::read(json).ok_or_else(|| {
-        (
-            format!("{shown} does not fit"),
-            format!("give {}", S::EXPECTS),
-        )
-    })
+    S::read(json).ok_or_else(|| (format!("{shown} does not fit"), format!("give {}", S::EXPECTS)))
 }
 
 /// The known key that `name` was most likely meant to be.
@@ -332,10 +306,7 @@ fn parse(text: &[u8]) -> Result<Vec<(String, Json)>, serde_json::Error> {
 fn not_json(origin: String, error: &serde_json::Error) -> Problem {
     // The parser's own words name a wrong value; that value could be a secret.
     let (what, mend) = if error.is_data() {
-        (
-            "the file holds no object".to_owned(),
-            "put all keys inside { and }",
-        )
+        ("the file holds no object".to_owned(), "put all keys inside { and }")
     } else {
         let words = error.to_string();
         let words = words.split(" at line ").next().unwrap_or_default();
@@ -343,8 +314,5 @@ fn not_json(origin: String, error: &serde_json::Error) -> Problem {
     };
     // A position of 0 means the very beginning.
     let position = Some((error.line().max(1), error.column().max(1)));
-    Problem {
-        position,
-        ..Problem::with_source(origin, what, mend)
-    }
+    Problem { position, ..Problem::with_source(origin, what, mend) }
 }

@@ -27,10 +27,7 @@ impl Problem {
         what: impl Into<String>,
         mend: impl Into<String>,
     ) -> Self {
-        Self {
-            key: Some(key.into()),
-            ..Self::with_source(origin, what, mend)
-        }
+        Self { key: Some(key.into()), ..Self::with_source(origin, what, mend) }
     }
 
     /// A problem with the whole of a source.
@@ -52,7 +49,13 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.origin)?;
-        if let Some(key) = &self.key {
+        // An origin that ends in the key itself has named it already.
+        let named = |key: &&String| {
+            let origin = self.origin.as_str();
+            let name = origin.strip_prefix("flag --").or(origin.strip_prefix("environment "));
+            name == Some(key.as_str())
+        };
+        if let Some(key) = self.key.as_ref().filter(|key| !named(key)) {
             // A key from a file may hold anything; what is printed stays on one line.
             write!(f, "{}: ", key.escape_debug())?;
         }

@@ -28,19 +28,12 @@ pub fn key_reference() -> String {
 }
 
 fn row(key: &Key) -> String {
-    let default = if key.default.is_empty() {
-        "empty".to_owned()
-    } else {
-        format!("`{}`", key.default)
-    };
+    let default =
+        if key.default.is_empty() { "empty".to_owned() } else { format!("`{}`", key.default) };
     let range = match (key.range, key.range_text) {
         (Some(range), Some(words)) => format!(" Range: {}.", words(range)),
         _ => String::new(),
     };
     let reload = if key.live { "applied" } else { "restart" };
-    format!(
-        "| `{}` | {default} | {}{range} | {reload} |\n",
-        key.name,
-        key.help.trim()
-    )
+    format!("| `{}` | {default} | {}{range} | {reload} |\n", key.name, key.help)
 }

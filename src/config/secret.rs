@@ -62,10 +62,7 @@ impl Secrets {
 
     /// The secrets in a file's text: one a line, line ends and empty lines left out.
     pub(super) fn from_lines(text: &str) -> Self {
-        text.lines()
-            .filter(|line| !line.is_empty())
-            .map(Secret::new)
-            .collect()
+        text.lines().filter(|line| !line.is_empty()).map(Secret::new).collect()
     }
 }
 

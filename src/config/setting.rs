@@ -34,21 +34,14 @@ impl Shape {
         match self {
             Self::Text => as_text(),
             Self::Number => text.parse::<i64>().map(Json::from).unwrap_or_else(|_| {
-                text.parse::<f64>()
-                    .ok()
-                    .filter(|n| n.is_finite())
-                    .map_or_else(as_text, Json::from)
+                text.parse::<f64>().ok().filter(|n| n.is_finite()).map_or_else(as_text, Json::from)
             }),
             Self::Switch => match text.to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => Json::Bool(true),
                 "false" | "0" | "no" | "off" => Json::Bool(false),
                 _ => as_text(),
             },
-            Self::List => text
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .collect(),
+            Self::List => text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect(),
         }
     }
 }
@@ -228,10 +221,7 @@ impl Setting for Vec<HostPort> {
         "a list of addresses that this node can reach, each host:port, like 10.0.1.10:7701";
 
     fn read(json: &Json) -> Option<Self> {
-        json.as_array()?
-            .iter()
-            .map(|one| HostPort::parse_reachable(one.as_str()?))
-            .collect()
+        json.as_array()?.iter().map(|one| HostPort::parse_reachable(one.as_str()?)).collect()
     }
 
     fn show(&self) -> Json {
@@ -254,11 +244,7 @@ impl Setting for Secrets {
     }
 
     fn show(&self) -> Json {
-        if self.is_empty() {
-            Json::from("")
-        } else {
-            Json::from(Secret::REDACTED)
-        }
+        if self.is_empty() { Json::from("") } else { Json::from(Secret::REDACTED) }
     }
 }
 
@@ -404,11 +390,10 @@ pub(super) fn found(json: &Json) -> String {
             format!("{shown:?}")
         }
         Json::Array(list) => {
-            match list.iter().find(|item| {
-                !item
-                    .as_str()
-                    .is_some_and(|text| HostPort::parse_reachable(text).is_some())
-            }) {
+            let misfit = |item: &&Json| {
+                item.as_str().is_none_or(|text| HostPort::parse_reachable(text).is_none())
+            };
+            match list.iter().find(misfit) {
                 Some(item) if !item.is_array() => format!("a list with {}", found(item)),
                 _ => "a list".to_owned(),
             }

@@ -9,10 +9,7 @@ const SECONDS_MAX: f64 = 366.0 * 24.0 * 3600.0;
 pub(super) fn parse(text: &str) -> Option<Duration> {
     let text = text.trim();
     // `f64` would also take "inf", "1e3" and a sign.
-    if text
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
+    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return from_seconds(text.parse().ok()?);
     }
     let span = humantime::parse_duration(text).ok()?;
@@ -65,17 +62,7 @@ mod tests {
         assert_eq!(parse("30"), Some(Duration::from_secs(30)));
         assert_eq!(parse("1.5"), Some(Duration::from_millis(1500)));
         assert_eq!(parse("2h"), Some(Duration::from_secs(7200)));
-        for bad in [
-            "",
-            "-1s",
-            "s",
-            "30 parsecs",
-            "1e3",
-            "inf",
-            "NaN",
-            ".",
-            "9999999999s",
-        ] {
+        for bad in ["", "-1s", "s", "30 parsecs", "1e3", "inf", "NaN", ".", "9999999999s"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

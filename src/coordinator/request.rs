@@ -61,10 +61,7 @@ impl IdempotencyKey {
             fingerprint.write_usize(part.len());
             fingerprint.write(part);
         }
-        Self {
-            key: key.finish128().as_u128(),
-            request: fingerprint.finish(),
-        }
+        Self { key: key.finish128().as_u128(), request: fingerprint.finish() }
     }
 
     /// The id of one step of the request, where it has several (an operation of a batch).
@@ -72,17 +69,11 @@ impl IdempotencyKey {
     pub fn step(self, index: u64) -> Self {
         let spread = u128::from(index.wrapping_add(1))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-        Self {
-            key: self.key ^ spread,
-            request: self.request,
-        }
+        Self { key: self.key ^ spread, request: self.request }
     }
 
     pub(super) fn id(self) -> RequestId {
-        RequestId::Keyed {
-            key: self.key,
-            request: self.request,
-        }
+        RequestId::Keyed { key: self.key, request: self.request }
     }
 }
 
@@ -133,14 +124,15 @@ pub enum Error {
         why: &'static str,
     },
     /// Memory is full and nothing may be evicted to make room.
-    #[error("not applied: memory is full ({used_bytes} of {limit_bytes} bytes) and {why}")]
+    #[error(
+        "memory is full ({used_bytes} of {limit_bytes} bytes) and nothing can be evicted to make \
+         room; delete keys, or raise max_memory_mb"
+    )]
     Full {
         /// Bytes in use.
         used_bytes: u64,
         /// The limit (`max_memory_mb`).
         limit_bytes: u64,
-        /// Why nothing makes room, and how to mend it.
-        why: &'static str,
     },
     /// The client's `Idempotency-Key` belongs to another request.
     #[error("this Idempotency-Key was used for another request; give each request its own")]

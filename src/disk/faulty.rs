@@ -82,9 +82,7 @@ impl Faulty {
             locked: BTreeSet::new(),
             faults: Faults::default(),
         };
-        Self {
-            state: Arc::new(Mutex::new(state)),
-        }
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     /// From now on only so many more bytes can be written; then the disk is full.
@@ -165,20 +163,12 @@ impl Faulty {
     /// A file's content as a reader sees it now, if there is such a file.
     pub fn get(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state.lock();
-        state
-            .names
-            .get(path)
-            .map(|inode| state.inodes[*inode].data.clone())
+        state.names.get(path).map(|inode| state.inodes[*inode].data.clone())
     }
 
     fn handle(&self, inode: usize, holds_lock: bool) -> Arc<dyn File> {
         let life = self.state.lock().life;
-        Arc::new(Handle {
-            state: Arc::clone(&self.state),
-            inode,
-            life,
-            holds_lock,
-        })
+        Arc::new(Handle { state: Arc::clone(&self.state), inode, life, holds_lock })
     }
 }
 
@@ -220,10 +210,7 @@ impl State {
     }
 
     fn find(&self, path: &Path) -> io::Result<usize> {
-        self.names
-            .get(path)
-            .copied()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn link(&mut self, path: &Path) -> io::Result<usize> {
@@ -234,8 +221,7 @@ impl State {
         let inode = self.inodes.len();
         self.inodes.push(Inode::default());
         self.names.insert(path.to_owned(), inode);
-        self.names_pending
-            .push(NameChange::Link(path.to_owned(), inode));
+        self.names_pending.push(NameChange::Link(path.to_owned(), inode));
         Ok(inode)
     }
 
@@ -258,10 +244,7 @@ impl State {
             }
         }
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        let change = Change::Write {
-            offset,
-            bytes: bytes[..n].to_vec(),
-        };
+        let change = Change::Write { offset, bytes: bytes[..n].to_vec() };
         let inode = &mut self.inodes[inode];
         change.apply(&mut inode.data);
         inode.pending.push(change);
@@ -323,11 +306,7 @@ impl State {
                 change if i < whole => change.apply(data),
                 Change::Write { offset, bytes } if i == whole => {
                     let kept = self.below(bytes.len() + 1);
-                    Change::Write {
-                        offset,
-                        bytes: bytes[..kept].to_vec(),
-                    }
-                    .apply(data);
+                    Change::Write { offset, bytes: bytes[..kept].to_vec() }.apply(data);
                 }
                 _ => {}
             }
@@ -346,11 +325,7 @@ impl State {
                 let to = (SECTOR_BYTES - (offset + from) % SECTOR_BYTES + from).min(bytes.len());
                 if self.random() % 2 == 0 {
                     let part = bytes[from..to].to_vec();
-                    Change::Write {
-                        offset: offset + from,
-                        bytes: part,
-                    }
-                    .apply(data);
+                    Change::Write { offset: offset + from, bytes: part }.apply(data);
                 }
                 from = to;
             }
@@ -403,12 +378,12 @@ impl Disk for Faulty {
         let mut state = self.state.lock();
         state.step()?;
         let inside = |path: &Path| path.parent() == Some(dir);
-        let (now, later) = std::mem::take(&mut state.names_pending)
-            .into_iter()
-            .partition(|change: &NameChange| match change {
+        let (now, later) = std::mem::take(&mut state.names_pending).into_iter().partition(
+            |change: &NameChange| match change {
                 NameChange::Link(path, _) | NameChange::Unlink(path) => inside(path),
                 NameChange::Rename(from, to) => inside(from) || inside(to),
-            });
+            },
+        );
         state.names_pending = later;
         let now: Vec<NameChange> = now;
         for change in now {
@@ -423,14 +398,9 @@ impl Disk for Faulty {
         if !state.dirs.contains(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let inside = state
-            .names
-            .keys()
-            .chain(&state.dirs)
-            .filter(|p| p.parent() == Some(dir));
-        let names: BTreeSet<String> = inside
-            .filter_map(|p| p.file_name()?.to_str().map(str::to_owned))
-            .collect();
+        let inside = state.names.keys().chain(&state.dirs).filter(|p| p.parent() == Some(dir));
+        let names: BTreeSet<String> =
+            inside.filter_map(|p| p.file_name()?.to_str().map(str::to_owned)).collect();
         Ok(names.into_iter().collect())
     }
 
@@ -474,9 +444,7 @@ impl Disk for Faulty {
         state.step()?;
         state.find(from)?;
         NameChange::Rename(from.to_owned(), to.to_owned()).apply(&mut state.names);
-        state
-            .names_pending
-            .push(NameChange::Rename(from.to_owned(), to.to_owned()));
+        state.names_pending.push(NameChange::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
 
@@ -485,9 +453,7 @@ impl Disk for Faulty {
         state.step()?;
         state.find(path)?;
         state.names.remove(path);
-        state
-            .names_pending
-            .push(NameChange::Unlink(path.to_owned()));
+        state.names_pending.push(NameChange::Unlink(path.to_owned()));
         Ok(())
     }
 
@@ -532,9 +498,7 @@ impl File for Handle {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|state| {
             let data = &state.inodes[self.inode].data;
-            let from = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(data.len());
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
             let n = bytes.len().min(data.len() - from);
             bytes[..n].copy_from_slice(&data[from..from + n]);
             Ok(n)

@@ -192,30 +192,17 @@ impl Home {
             Some(identity) => (identity, Before::Known),
             None => {
                 let files = data_files(&*disk, &config)?;
-                let before = if files.is_empty() {
-                    Before::Empty
-                } else {
-                    Before::Nameless
-                };
+                let before = if files.is_empty() { Before::Empty } else { Before::Nameless };
                 (Identity::born(&config, &boot_id), before)
             }
         };
         identity.check(&config)?;
         for lock in &locks {
             let pid = format!("{}\n", std::process::id());
-            let write = lock
-                .truncate(0)
-                .and_then(|()| lock.write_all_at(pid.as_bytes(), 0));
+            let write = lock.truncate(0).and_then(|()| lock.write_all_at(pid.as_bytes(), 0));
             write.map_err(not_writable(&config.data_dir.join(LOCK)))?;
         }
-        Ok(Self {
-            disk,
-            config,
-            identity,
-            boot_id,
-            before,
-            _locks: locks,
-        })
+        Ok(Self { disk, config, identity, boot_id, before, _locks: locks })
     }
 
     /// Who the directory is.
@@ -300,21 +287,14 @@ impl Home {
             };
             let folder = dir.join(format!("set-aside-{}", date_and_time(now)));
             if !folders.contains(&folder) {
-                self.disk
-                    .create_dir(&folder)
-                    .map_err(not_writable(&folder))?;
+                self.disk.create_dir(&folder).map_err(not_writable(&folder))?;
                 folders.push(folder.clone());
             }
-            self.disk
-                .rename(&path, &folder.join(name))
-                .map_err(not_writable(&path))?;
+            self.disk.rename(&path, &folder.join(name)).map_err(not_writable(&path))?;
         }
         for folder in &folders {
             let dir = folder.parent().unwrap_or(folder);
-            let synced = self
-                .disk
-                .sync_dir(folder)
-                .and_then(|()| self.disk.sync_dir(dir));
+            let synced = self.disk.sync_dir(folder).and_then(|()| self.disk.sync_dir(dir));
             synced.map_err(not_writable(folder))?;
         }
         Ok(folders)
@@ -347,27 +327,15 @@ impl Identity {
     fn check(&self, config: &Config) -> Result<(), Error> {
         let path = || config.data_dir.clone();
         if let Some(expected) = config.cluster_id.filter(|id| *id != self.cluster_id) {
-            return Err(Error::OtherCluster {
-                path: path(),
-                found: self.cluster_id,
-                expected,
-            });
+            return Err(Error::OtherCluster { path: path(), found: self.cluster_id, expected });
         }
         if self.node_id != config.node_id {
             let (found, expected) = (self.node_id.clone(), config.node_id.clone());
-            return Err(Error::OtherNode {
-                path: path(),
-                found,
-                expected,
-            });
+            return Err(Error::OtherNode { path: path(), found, expected });
         }
         if self.num_shards != config.num_shards {
             let (found, expected) = (self.num_shards, config.num_shards);
-            return Err(Error::OtherShards {
-                path: path(),
-                found,
-                expected,
-            });
+            return Err(Error::OtherShards { path: path(), found, expected });
         }
         Ok(())
     }
@@ -388,18 +356,10 @@ pub fn read_identity(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Identity
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(not_writable(&path))?,
     };
-    let damaged = |source| Error::Damaged {
-        path: path.clone(),
-        source,
-    };
-    let Format {
-        format_version: found,
-    } = serde_json::from_slice(&text).map_err(damaged)?;
+    let damaged = |source| Error::Damaged { path: path.clone(), source };
+    let Format { format_version: found } = serde_json::from_slice(&text).map_err(damaged)?;
     if found > FORMAT_VERSION {
-        return Err(Error::NewerFormat {
-            path: data_dir.to_owned(),
-            found,
-        });
+        return Err(Error::NewerFormat { path: data_dir.to_owned(), found });
     }
     serde_json::from_slice(&text).map(Some).map_err(damaged)
 }
@@ -411,13 +371,8 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Arc<dyn File>, Error> {
         return Ok(file);
     }
     let holder = read(disk, &path).unwrap_or_default();
-    let pid = std::str::from_utf8(&holder)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    Err(Error::Locked {
-        path: dir.to_owned(),
-        pid,
-    })
+    let pid = std::str::from_utf8(&holder).ok().and_then(|text| text.trim().parse().ok());
+    Err(Error::Locked { path: dir.to_owned(), pid })
 }
 
 /// The logs and snapshots there are.
@@ -429,19 +384,14 @@ fn data_files(disk: &dyn Disk, config: &Config) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for dir in dirs {
         let names = disk.list(dir).map_err(not_writable(dir))?;
-        let data = names
-            .iter()
-            .filter(|n| n.ends_with(".wal") || n.starts_with("snapshot-"));
+        let data = names.iter().filter(|n| n.ends_with(".wal") || n.starts_with("snapshot-"));
         files.extend(data.map(|name| dir.join(name)));
     }
     Ok(files)
 }
 
 fn not_writable(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::NotWritable {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| Error::NotWritable { path: path.to_owned(), source }
 }
 
 fn random() -> u128 {
@@ -467,10 +417,7 @@ fn date_and_time(now: Timestamp) -> String {
     };
     let (year, month, day) = t.to_calendar_date();
     let (hour, minute, second) = t.to_hms();
-    format!(
-        "{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z",
-        u8::from(month)
-    )
+    format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
 }
 
 /// Numbers that JSON readers would round, as hexadecimal text.
@@ -481,10 +428,7 @@ mod hex {
         number: &T,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        to.collect_str(&format_args!(
-            "{number:0width$x}",
-            width = 2 * size_of::<T>()
-        ))
+        to.collect_str(&format_args!("{number:0width$x}", width = 2 * size_of::<T>()))
     }
 
     pub(super) fn deserialize<'de, T: TryFrom<u128>, D: Deserializer<'de>>(

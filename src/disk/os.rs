@@ -20,11 +20,7 @@ impl Disk for Os {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let dir = if dir.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            dir
-        };
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         fs::File::open(dir)?.sync_all()
     }
 
@@ -40,11 +36,7 @@ impl Disk for Os {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
+        let file = fs::File::options().read(true).write(true).create_new(true).open(path)?;
         Ok(Arc::new(file))
     }
 
@@ -53,18 +45,12 @@ impl Disk for Os {
     }
 
     fn open_to_write(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(
-            fs::File::options().read(true).write(true).open(path)?,
-        ))
+        Ok(Arc::new(fs::File::options().read(true).write(true).open(path)?))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Arc<dyn File>>> {
-        let file = fs::File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let file =
+            fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Arc::new(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
@@ -81,9 +67,7 @@ impl Disk for Os {
     }
 
     fn boot_id(&self) -> io::Result<String> {
-        Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-            .trim()
-            .to_owned())
+        Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
     }
 }
 

@@ -281,11 +281,8 @@ fn operations(t: &mut Table) -> [OpMetrics; Op::ALL.len()] {
 }
 
 fn misses(t: &mut Table) -> [Counter; Miss::ALL.len()] {
-    let misses = t.counters(
-        "aegis_misses_total",
-        &["reason"],
-        "GETs that found nothing, by the reason.",
-    );
+    let misses =
+        t.counters("aegis_misses_total", &["reason"], "GETs that found nothing, by the reason.");
     Miss::ALL.map(|reason| misses.with_label_values(&[reason.label()]))
 }
 

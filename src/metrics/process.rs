@@ -31,20 +31,14 @@ impl Process {
             resident: t.gauge("process_resident_memory_bytes", "Memory resident in RAM."),
             virtual_memory: t.gauge("process_virtual_memory_bytes", "Size of the address space."),
             open_fds: t.gauge("process_open_fds", "Open file descriptors."),
-            max_fds: t.gauge(
-                "process_max_fds",
-                "File descriptors that may be open at once.",
-            ),
+            max_fds: t.gauge("process_max_fds", "File descriptors that may be open at once."),
             threads: t.gauge("process_threads", "Threads."),
             start_time: t.float_gauge("process_start_time_seconds", "When the process started."),
         }
     }
 
     pub(super) fn read(&self) {
-        if let Some(stat) = fs::read_to_string("/proc/self/stat")
-            .ok()
-            .and_then(|s| parse(&s))
-        {
+        if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().and_then(|s| parse(&s)) {
             let ticks_per_second = positive(SysconfVar::CLK_TCK).unwrap_or(100.0);
             let page_bytes = positive(SysconfVar::PAGE_SIZE).unwrap_or(4096.0);
             let cpu = stat.cpu_ticks / ticks_per_second;
@@ -53,14 +47,12 @@ impl Process {
             self.virtual_memory.set(stat.virtual_bytes);
             self.resident.set((stat.resident_pages * page_bytes) as i64);
             if let Some(booted) = booted_at() {
-                self.start_time
-                    .set(booted + stat.started_ticks / ticks_per_second);
+                self.start_time.set(booted + stat.started_ticks / ticks_per_second);
             }
         }
         if let Ok(entries) = fs::read_dir("/proc/self/fd") {
             // The listing itself holds one open.
-            self.open_fds
-                .set(i64::try_from(entries.count()).unwrap_or(i64::MAX) - 1);
+            self.open_fds.set(i64::try_from(entries.count()).unwrap_or(i64::MAX) - 1);
         }
         if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
             self.max_fds.set(i64::try_from(soft).unwrap_or(i64::MAX));
@@ -94,19 +86,11 @@ fn parse(stat: &str) -> Option<Stat> {
 /// When the machine started, in Unix seconds.
 fn booted_at() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines()
-        .find_map(|line| line.strip_prefix("btime "))?
-        .trim()
-        .parse()
-        .ok()
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 fn positive(variable: SysconfVar) -> Option<f64> {
-    sysconf(variable)
-        .ok()
-        .flatten()
-        .filter(|v| *v > 0)
-        .map(|v| v as f64)
+    sysconf(variable).ok().flatten().filter(|v| *v > 0).map(|v| v as f64)
 }
 
 #[cfg(test)]

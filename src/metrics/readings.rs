@@ -172,26 +172,18 @@ impl Gauges {
             (&self.shards_owned, now.shards_owned),
             (&self.shard_primaries, now.shard_primaries),
             (&self.cluster_members, now.cluster_members),
-            (
-                &self.config_reload_success,
-                u64::from(now.config_reload_success),
-            ),
+            (&self.config_reload_success, u64::from(now.config_reload_success)),
             (&self.config_hash, now.config_hash & CONFIG_HASH_MASK),
             (&self.insecure_listeners, now.insecure_listeners),
         ] {
             gauge.set(saturating(value));
         }
         for (state, count) in now.shards.by_state() {
-            self.shards
-                .with_label_values(&[state])
-                .set(saturating(count));
+            self.shards.with_label_values(&[state]).set(saturating(count));
         }
-        self.tls_cert_expiry
-            .set(now.tls_cert_expiry.map(unix_seconds));
-        self.snapshot_duration
-            .set(now.snapshot_duration.map(|d| d.as_secs_f64()));
-        self.snapshot_finished_at
-            .set(now.snapshot_finished_at.map(unix_seconds));
+        self.tls_cert_expiry.set(now.tls_cert_expiry.map(unix_seconds));
+        self.snapshot_duration.set(now.snapshot_duration.map(|d| d.as_secs_f64()));
+        self.snapshot_finished_at.set(now.snapshot_finished_at.map(unix_seconds));
     }
 }
 

@@ -83,23 +83,11 @@ impl Table {
     }
 
     pub(super) fn counter(&mut self, name: &'static str, help: &'static str) -> IntCounter {
-        self.add(
-            Kind::Counter,
-            name,
-            &[],
-            help,
-            IntCounter::with_opts(Opts::new(name, help)),
-        )
+        self.add(Kind::Counter, name, &[], help, IntCounter::with_opts(Opts::new(name, help)))
     }
 
     pub(super) fn float_counter(&mut self, name: &'static str, help: &'static str) -> Counter {
-        self.add(
-            Kind::Counter,
-            name,
-            &[],
-            help,
-            Counter::with_opts(Opts::new(name, help)),
-        )
+        self.add(Kind::Counter, name, &[], help, Counter::with_opts(Opts::new(name, help)))
     }
 
     pub(super) fn counters(
@@ -113,23 +101,11 @@ impl Table {
     }
 
     pub(super) fn gauge(&mut self, name: &'static str, help: &'static str) -> IntGauge {
-        self.add(
-            Kind::Gauge,
-            name,
-            &[],
-            help,
-            IntGauge::with_opts(Opts::new(name, help)),
-        )
+        self.add(Kind::Gauge, name, &[], help, IntGauge::with_opts(Opts::new(name, help)))
     }
 
     pub(super) fn float_gauge(&mut self, name: &'static str, help: &'static str) -> Gauge {
-        self.add(
-            Kind::Gauge,
-            name,
-            &[],
-            help,
-            Gauge::with_opts(Opts::new(name, help)),
-        )
+        self.add(Kind::Gauge, name, &[], help, Gauge::with_opts(Opts::new(name, help)))
     }
 
     pub(super) fn gauges(
@@ -138,13 +114,7 @@ impl Table {
         labels: &'static [&'static str],
         help: &'static str,
     ) -> IntGaugeVec {
-        self.add(
-            Kind::Gauge,
-            name,
-            labels,
-            help,
-            IntGaugeVec::new(Opts::new(name, help), labels),
-        )
+        self.add(Kind::Gauge, name, labels, help, IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
     /// A gauge that shows nothing until it has a value.
@@ -159,13 +129,7 @@ impl Table {
 
     pub(super) fn histogram(&mut self, name: &'static str, help: &'static str) -> Histogram {
         let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
-        self.add(
-            Kind::Histogram,
-            name,
-            &[],
-            help,
-            Histogram::with_opts(options),
-        )
+        self.add(Kind::Histogram, name, &[], help, Histogram::with_opts(options))
     }
 
     pub(super) fn histograms(
@@ -175,13 +139,7 @@ impl Table {
         help: &'static str,
     ) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
-        self.add(
-            Kind::Histogram,
-            name,
-            labels,
-            help,
-            HistogramVec::new(options, labels),
-        )
+        self.add(Kind::Histogram, name, labels, help, HistogramVec::new(options, labels))
     }
 
     fn add<C: Collector + Clone + 'static>(
@@ -196,12 +154,7 @@ impl Table {
         self.registry
             .register(Box::new(metric.clone()))
             .expect("each name is declared once, which a test has tried");
-        self.declarations.push(Declaration {
-            name,
-            kind,
-            labels,
-            help,
-        });
+        self.declarations.push(Declaration { name, kind, labels, help });
         metric
     }
 }

@@ -5,9 +5,7 @@ use crate::entry::Timestamp;
 fn a_recorded_operation_shows_in_count_errors_and_its_bucket() {
     let metrics = Metrics::new();
     metrics.op(Op::Get).record(Duration::from_millis(250), true);
-    metrics
-        .op(Op::Get)
-        .record(Duration::from_millis(500), false);
+    metrics.op(Op::Get).record(Duration::from_millis(500), false);
     metrics.miss(Miss::Expired);
     let text = metrics.render(&Readings::default());
     for line in [
@@ -46,11 +44,7 @@ fn every_operation_and_reason_has_the_handle_of_its_own_name() {
         assert!(text.contains(&line), "missing {line}");
     }
     for (n, reason) in Miss::ALL.into_iter().enumerate() {
-        let line = format!(
-            "aegis_misses_total{{reason=\"{}\"}} {}\n",
-            reason.label(),
-            n + 1
-        );
+        let line = format!("aegis_misses_total{{reason=\"{}\"}} {}\n", reason.label(), n + 1);
         assert!(text.contains(&line), "missing {line}");
     }
 }
@@ -66,11 +60,7 @@ fn gauges_show_the_readings_and_hide_what_does_not_exist_yet() {
         cache_items: 7,
         config_hash: u64::MAX,
         config_reload_success: true,
-        shards: ShardCounts {
-            healthy: 255,
-            moving: 1,
-            ..ShardCounts::default()
-        },
+        shards: ShardCounts { healthy: 255, moving: 1, ..ShardCounts::default() },
         tls_cert_expiry: Some(Timestamp(1_800_000_000_000)),
         snapshot_duration: Some(Duration::from_millis(1500)),
         ..Readings::default()
@@ -93,10 +83,7 @@ fn gauges_show_the_readings_and_hide_what_does_not_exist_yet() {
 fn the_process_shows_real_figures() {
     let text = Metrics::new().render(&Readings::default());
     let value = |name: &str| -> f64 {
-        let line = text
-            .lines()
-            .find(|l| l.starts_with(&format!("{name} ")))
-            .unwrap();
+        let line = text.lines().find(|l| l.starts_with(&format!("{name} "))).unwrap();
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
     };
     assert!(value("process_resident_memory_bytes") > 1e6);
@@ -110,15 +97,8 @@ fn the_process_shows_real_figures() {
 fn names_follow_the_rules_of_prometheus() {
     for metric in Metrics::new().declarations() {
         let name = metric.name;
-        assert_eq!(
-            metric.kind == Kind::Counter,
-            name.ends_with("_total"),
-            "{name}"
-        );
-        assert!(
-            name.starts_with("aegis_") || name.starts_with("process_"),
-            "{name}"
-        );
+        assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}");
+        assert!(name.starts_with("aegis_") || name.starts_with("process_"), "{name}");
         for unit in ["_ms", "_millis", "_mb", "_micros", "_percent"] {
             assert!(!name.ends_with(unit), "{name} is not in a base unit");
         }
@@ -130,12 +110,102 @@ fn names_follow_the_rules_of_prometheus() {
 fn two_nodes_in_one_process_count_apart() {
     let (a, b) = (Metrics::new(), Metrics::new());
     a.evictions.inc();
-    assert!(
-        a.render(&Readings::default())
-            .contains("aegis_evictions_total 1\n")
-    );
-    assert!(
-        b.render(&Readings::default())
-            .contains("aegis_evictions_total 0\n")
-    );
+    assert!(a.render(&Readings::default()).contains("aegis_evictions_total 1\n"));
+    assert!(b.render(&Readings::default()).contains("aegis_evictions_total 0\n"));
+}
+
+/// Where the page of all metrics lies, from the package's directory.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+
+/// Written over [`PAGE`] when this variable is set.
+const UPDATE: &str = "UPDATE_DOCS";
+
+const PREFACE: &str = "\
+# Metrics
+
+<!-- Written by `UPDATE_DOCS=1 cargo test --lib metrics::`; edit src/metrics instead. -->
+
+`GET /metrics` on port 7702 answers in Prometheus' text format. This is every metric there is.
+
+- Values are in base units: seconds and bytes. Counters end in `_total` and start anew with the
+  process, so ask for their `rate()`. All labels' values show from the start, at 0.
+- Histograms have the same buckets throughout, from 50 µs to 10 s.
+- Recording costs tens of nanoseconds and no memory; scraping often does no harm.
+
+| metric | type | unit | labels | meaning |
+|---|---|---|---|---|
+";
+
+#[test]
+fn the_page_of_all_metrics_says_what_the_code_says() {
+    let mut page = PREFACE.to_owned();
+    let metrics = Metrics::new();
+    for one in metrics.declarations() {
+        let labels: Vec<String> = one.labels.iter().map(|label| format!("`{label}`")).collect();
+        let cells = [
+            format!("`{}`", one.name),
+            one.kind.word().to_owned(),
+            one.unit().to_owned(),
+            labels.join(", "),
+            one.help.to_owned(),
+        ];
+        page.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    let labels = |all: &[&str]| -> String {
+        all.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(" ")
+    };
+    page.push_str(&format!(
+        "\n- Values of `op`: {}.\n- Values of `reason`: {}.\n- Values of `state`: {}.\n",
+        labels(&Op::ALL.map(Op::label)),
+        labels(&Miss::ALL.map(Miss::label)),
+        labels(&ShardCounts::default().by_state().map(|(state, _)| state)),
+    ));
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(PAGE, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(PAGE).unwrap_or_default();
+    assert!(written == page, "docs/metrics.md is behind the code; run with {UPDATE}=1");
+}
+
+#[test]
+fn what_is_rendered_is_what_is_declared() {
+    let metrics = Metrics::new();
+    let text = metrics.render(&Readings {
+        tls_cert_expiry: Some(Timestamp(1)),
+        snapshot_duration: Some(Duration::ZERO),
+        snapshot_finished_at: Some(Timestamp(1)),
+        ..Readings::default()
+    });
+    let mut rendered: Vec<(&str, &str)> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let mut declared: Vec<(&str, &str)> =
+        metrics.declarations().iter().map(|one| (one.name, one.kind.word())).collect();
+    rendered.sort_unstable();
+    declared.sort_unstable();
+    assert_eq!(rendered, declared);
+}
+
+#[test]
+fn every_line_parses_as_the_text_format_has_it() {
+    let metrics = Metrics::new();
+    metrics.op(Op::Put).record(Duration::from_millis(1), true);
+    let text = metrics.render(&Readings::default());
+    let mut family = "";
+    let mut helped = "";
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            helped = rest.split_once(' ').unwrap().0;
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split_once(' ').unwrap().0;
+            assert_eq!(family, helped, "help comes before type");
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            value.parse::<f64>().unwrap_or_else(|_| panic!("no number in {line}"));
+            let name = series.split('{').next().unwrap();
+            let suffix = name.strip_prefix(family).unwrap_or_else(|| panic!("{line} is astray"));
+            assert!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+            assert_eq!(series.contains('{'), series.ends_with('}'), "{line}");
+        }
+    }
+    assert!(text.ends_with('\n'));
 }

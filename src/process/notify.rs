@@ -43,9 +43,7 @@ impl Notifier {
             .filter(|micros| for_us && *micros > 0)
             .map(Duration::from_micros);
         match connect(path.as_bytes()) {
-            Ok(socket) => Self {
-                channel: Some(Arc::new(Channel { socket, watchdog })),
-            },
+            Ok(socket) => Self { channel: Some(Arc::new(Channel { socket, watchdog })) },
             Err(error) => {
                 tracing::warn!(%error, "the socket in NOTIFY_SOCKET cannot be reached");
                 Self::default()
@@ -80,20 +78,13 @@ impl Notifier {
 
     /// The node has begun to stop.
     pub fn stopping(&self, status: &str) {
-        self.send(&[
-            NotifyState::Stopping,
-            NotifyState::Status(&one_line(status)),
-        ]);
+        self.send(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
     }
 
     /// The watchdog to feed, if systemd keeps one.
     pub fn watchdog(&self) -> Option<Watchdog> {
         let timeout = self.channel.as_ref()?.watchdog?;
-        Some(Watchdog {
-            notifier: self.clone(),
-            timeout,
-            last: None,
-        })
+        Some(Watchdog { notifier: self.clone(), timeout, last: None })
     }
 
     fn send(&self, states: &[NotifyState<'_>]) {
@@ -165,20 +156,13 @@ mod tests {
             let path = dir.path().join("notify");
             let socket = UnixDatagram::bind(&path).unwrap();
             socket.set_nonblocking(true).unwrap();
-            Self {
-                socket,
-                _dir: dir,
-                path: path.into(),
-            }
+            Self { socket, _dir: dir, path: path.into() }
         }
 
         fn notifier(&self, watchdog: &[(&str, &str)]) -> Notifier {
             let variable = |name: &str| match name {
                 "NOTIFY_SOCKET" => Some(self.path.clone()),
-                _ => watchdog
-                    .iter()
-                    .find(|(n, _)| *n == name)
-                    .map(|(_, v)| OsString::from(v)),
+                _ => watchdog.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)),
             };
             Notifier::from_variables(variable, 42)
         }
@@ -204,9 +188,7 @@ mod tests {
         assert_eq!(heard(), "READY=1\nSTATUS=serving on 127.0.0.1:7700\n");
         notifier.reloading();
         let reloading = heard();
-        let micros = reloading
-            .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
-            .expect("its time");
+        let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("its time");
         assert!(micros.trim_end().parse::<u64>().expect("a number") > 0);
         notifier.stopping("draining");
         assert_eq!(heard(), "STOPPING=1\nSTATUS=draining\n");

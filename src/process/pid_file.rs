@@ -57,10 +57,7 @@ impl PidFile {
     }
 
     fn create_for(path: &Path, program: &str) -> Result<Self, PidFileError> {
-        let failed = |source| PidFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         let own = std::process::id();
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{own}.new"));
@@ -72,24 +69,17 @@ impl PidFile {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 match read_pid(path).map_err(failed)? {
                     None => {
-                        return Err(PidFileError::Foreign {
-                            path: path.to_owned(),
-                        });
+                        return Err(PidFileError::Foreign { path: path.to_owned() });
                     }
                     Some(pid) if pid != own && is_running(pid, program) => {
-                        return Err(PidFileError::Running {
-                            path: path.to_owned(),
-                            pid,
-                        });
+                        return Err(PidFileError::Running { path: path.to_owned(), pid });
                     }
                     Some(_) => fs::rename(&draft.0, path).map_err(failed)?,
                 }
             }
             Err(error) => return Err(failed(error)),
         }
-        Ok(Self {
-            path: path.to_owned(),
-        })
+        Ok(Self { path: path.to_owned() })
     }
 }
 
@@ -119,11 +109,7 @@ fn read_pid(path: &Path) -> io::Result<Option<u32>> {
         return Ok(None);
     }
     let text = String::from_utf8_lossy(&fs::read(path)?).trim().to_owned();
-    if text.is_empty() {
-        Ok(Some(0))
-    } else {
-        Ok(text.parse().ok())
-    }
+    if text.is_empty() { Ok(Some(0)) } else { Ok(text.parse().ok()) }
 }
 
 /// Whether process `pid` runs `program`, by the format of proc_pid_stat(5).
@@ -149,15 +135,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("aegiskv.pid");
         let held = PidFile::create(&path).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{}\n", std::process::id())
-        );
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "no draft stays"
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft stays");
         drop(held);
         assert!(!path.exists());
     }
@@ -184,10 +163,7 @@ mod tests {
         other.kill().unwrap();
         other.wait().unwrap();
         let held = PidFile::create_for(&path, "sleep").unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{}\n", std::process::id())
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         drop(held);
     }
 
@@ -196,16 +172,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes");
         fs::write(&path, "do not lose this").unwrap();
-        assert!(matches!(
-            PidFile::create(&path),
-            Err(PidFileError::Foreign { .. })
-        ));
+        assert!(matches!(PidFile::create(&path), Err(PidFileError::Foreign { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "do not lose this");
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "no draft stays"
-        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft stays");
     }
 
     #[test]
@@ -221,9 +190,6 @@ mod tests {
     #[test]
     fn a_missing_directory_is_named() {
         let refused = PidFile::create(Path::new("/nonexistent/dir/pid")).unwrap_err();
-        assert!(
-            refused.to_string().contains("/nonexistent/dir/pid"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("/nonexistent/dir/pid"), "{refused}");
     }
 }

@@ -77,10 +77,7 @@ impl Log {
     ) -> Record {
         let record = Record {
             shard: self.shard,
-            position: Position {
-                epoch: self.epoch,
-                seq: self.last.seq + 1,
-            },
+            position: Position { epoch: self.epoch, seq: self.last.seq + 1 },
             predecessor_epoch: self.last.epoch,
             key,
             effect,
@@ -89,23 +86,14 @@ impl Log {
             verdict,
         };
         self.last = record.position;
-        self.requests.note(
-            request,
-            Outcome {
-                verdict,
-                version: record.version,
-            },
-        );
+        self.requests.note(request, Outcome { verdict, version: record.version });
         record
     }
 
     /// Takes a record that stands in the log already, on replay. Taking it again is harmless.
     pub fn replay(&mut self, record: &Record) {
         self.resume(record.position, record.position.epoch, record.version);
-        let outcome = Outcome {
-            verdict: record.verdict,
-            version: record.version,
-        };
+        let outcome = Outcome { verdict: record.verdict, version: record.version };
         self.requests.note(record.request, outcome);
     }
 
@@ -126,13 +114,7 @@ impl Log {
     pub fn begin_epoch(&mut self, highest: Version, now: Timestamp) -> Record {
         self.epoch += 1;
         self.clock.observe(highest);
-        self.order(
-            None,
-            Effect::None,
-            Verdict::Absent,
-            RequestId::Internal,
-            now,
-        )
+        self.order(None, Effect::None, Verdict::Absent, RequestId::Internal, now)
     }
 }
 
@@ -145,18 +127,8 @@ mod tests {
 
     fn delete(log: &mut Log, counter: u64) -> Record {
         let key = Key::new(&b"k"[..], 8).expect("short");
-        let id = RequestId::Counted {
-            incarnation: 1,
-            counter,
-            waits_from: 1,
-        };
-        log.order(
-            Some(key),
-            Effect::Remove(Departure::Deleted),
-            Verdict::Deleted,
-            id,
-            NOW,
-        )
+        let id = RequestId::Counted { incarnation: 1, counter, waits_from: 1 };
+        log.order(Some(key), Effect::Remove(Departure::Deleted), Verdict::Deleted, id, NOW)
     }
 
     #[test]
@@ -180,13 +152,7 @@ mod tests {
         }
         assert_eq!(again.position(), b.position);
         let recalled = again.recall(b.request, NOW);
-        assert_eq!(
-            recalled,
-            Recall::Done(Outcome {
-                verdict: b.verdict,
-                version: b.version
-            })
-        );
+        assert_eq!(recalled, Recall::Done(Outcome { verdict: b.verdict, version: b.version }));
         let c = delete(&mut again, 3);
         assert_eq!(c.position.seq, 3);
         assert!(c.version > b.version);

@@ -93,42 +93,19 @@ impl Operation {
             Condition::Is(version) => live.is_some_and(|l| l.version == version),
         };
         if !holds {
-            return (
-                Effect::None,
-                Verdict::ConditionFailed(live.map(|l| l.version)),
-            );
+            return (Effect::None, Verdict::ConditionFailed(live.map(|l| l.version)));
         }
         match self {
-            Self::Put {
-                value,
-                content_type,
-                ttl,
-            } => {
+            Self::Put { value, content_type, ttl } => {
                 let expires_at = expiry(ttl, live, now);
-                let verdict = if live.is_some() {
-                    Verdict::Replaced
-                } else {
-                    Verdict::Created
-                };
-                (
-                    Effect::Put {
-                        value,
-                        content_type,
-                        expires_at,
-                    },
-                    verdict,
-                )
+                let verdict = if live.is_some() { Verdict::Replaced } else { Verdict::Created };
+                (Effect::Put { value, content_type, expires_at }, verdict)
             }
             // Also where nothing is: the record raises the key's fencing version.
             Self::Delete => (Effect::Remove(Departure::Deleted), Verdict::Deleted),
             Self::Incr { by, ttl } => incr(by, ttl, live, now),
             Self::Touch { ttl } => match live {
-                Some(_) => (
-                    Effect::Touch {
-                        expires_at: expiry(ttl, live, now),
-                    },
-                    Verdict::Touched,
-                ),
+                Some(_) => (Effect::Touch { expires_at: expiry(ttl, live, now) }, Verdict::Touched),
                 None => (Effect::None, Verdict::Absent),
             },
             Self::Note(verdict) => (Effect::None, verdict),
@@ -153,29 +130,19 @@ fn incr(
 ) -> (Effect, Verdict) {
     let present = match live {
         None => Some(0),
-        Some(l) => std::str::from_utf8(l.value)
-            .ok()
-            .and_then(|text| text.parse::<i64>().ok()),
+        Some(l) => std::str::from_utf8(l.value).ok().and_then(|text| text.parse::<i64>().ok()),
     };
     let Some(sum) = present.and_then(|n| n.checked_add(by)) else {
         return (Effect::None, Verdict::NotAnInteger);
     };
     let (content_type, expires_at) = match live {
         Some(l) => (Bytes::copy_from_slice(l.content_type), l.expires_at),
-        None => (
-            Bytes::from_static(COUNTER_CONTENT_TYPE),
-            ttl.and_then(|span| now.checked_add(span)),
-        ),
+        None => {
+            (Bytes::from_static(COUNTER_CONTENT_TYPE), ttl.and_then(|span| now.checked_add(span)))
+        }
     };
     let value = Bytes::from(sum.to_string());
-    (
-        Effect::Put {
-            value,
-            content_type,
-            expires_at,
-        },
-        Verdict::Number(sum),
-    )
+    (Effect::Put { value, content_type, expires_at }, Verdict::Number(sum))
 }
 
 #[cfg(test)]
@@ -194,25 +161,15 @@ mod tests {
     }
 
     fn put(ttl: Ttl) -> Operation {
-        Operation::Put {
-            value: Bytes::from_static(b"v"),
-            content_type: Bytes::new(),
-            ttl,
-        }
+        Operation::Put { value: Bytes::from_static(b"v"), content_type: Bytes::new(), ttl }
     }
 
     #[test]
     fn a_condition_that_fails_names_the_version_that_is_there() {
         let refused = |condition, live| put(Ttl::Unlimited).judge(condition, live, NOW);
         let failed = |version| (Effect::None, Verdict::ConditionFailed(version));
-        assert_eq!(
-            refused(Condition::Absent, live(b"x")),
-            failed(Some(Version(77)))
-        );
-        assert_eq!(
-            refused(Condition::Is(Version(76)), live(b"x")),
-            failed(Some(Version(77)))
-        );
+        assert_eq!(refused(Condition::Absent, live(b"x")), failed(Some(Version(77))));
+        assert_eq!(refused(Condition::Is(Version(76)), live(b"x")), failed(Some(Version(77))));
         assert_eq!(refused(Condition::Is(Version(77)), None), failed(None));
         assert_eq!(refused(Condition::Present, None), failed(None));
     }
@@ -221,10 +178,7 @@ mod tests {
     fn a_condition_that_holds_lets_the_write_through() {
         let verdict = |condition, live| put(Ttl::Unlimited).judge(condition, live, NOW).1;
         assert_eq!(verdict(Condition::Absent, None), Verdict::Created);
-        assert_eq!(
-            verdict(Condition::Is(Version(77)), live(b"x")),
-            Verdict::Replaced
-        );
+        assert_eq!(verdict(Condition::Is(Version(77)), live(b"x")), Verdict::Replaced);
         assert_eq!(verdict(Condition::Present, live(b"x")), Verdict::Replaced);
     }
 
@@ -234,14 +188,8 @@ mod tests {
             Effect::Put { expires_at, .. } => expires_at,
             other => panic!("{other:?}"),
         };
-        assert_eq!(
-            expires_at(Ttl::For(Duration::from_secs(2)), None),
-            Some(Timestamp(1_002_000))
-        );
-        assert_eq!(
-            expires_at(Ttl::Keep, live(b"x")),
-            Some(Timestamp(1_000_500))
-        );
+        assert_eq!(expires_at(Ttl::For(Duration::from_secs(2)), None), Some(Timestamp(1_002_000)));
+        assert_eq!(expires_at(Ttl::Keep, live(b"x")), Some(Timestamp(1_000_500)));
         assert_eq!(expires_at(Ttl::Keep, None), None);
         assert_eq!(expires_at(Ttl::Unlimited, live(b"x")), None);
         assert_eq!(expires_at(Ttl::For(Duration::MAX), None), None);
@@ -280,24 +228,13 @@ mod tests {
         };
         assert_eq!(verdict(b"4x", 1), (Effect::None, Verdict::NotAnInteger));
         assert_eq!(verdict(b"", 1), (Effect::None, Verdict::NotAnInteger));
-        assert_eq!(
-            verdict(b"9223372036854775807", 1),
-            (Effect::None, Verdict::NotAnInteger)
-        );
-        assert_eq!(
-            verdict(b"-9223372036854775808", -1),
-            (Effect::None, Verdict::NotAnInteger)
-        );
+        assert_eq!(verdict(b"9223372036854775807", 1), (Effect::None, Verdict::NotAnInteger));
+        assert_eq!(verdict(b"-9223372036854775808", -1), (Effect::None, Verdict::NotAnInteger));
     }
 
     #[test]
     fn touch_of_nothing_is_absent() {
-        let touch = Operation::Touch {
-            ttl: Ttl::Unlimited,
-        };
-        assert_eq!(
-            touch.judge(Condition::Always, None, NOW),
-            (Effect::None, Verdict::Absent)
-        );
+        let touch = Operation::Touch { ttl: Ttl::Unlimited };
+        assert_eq!(touch.judge(Condition::Always, None, NOW), (Effect::None, Verdict::Absent));
     }
 }

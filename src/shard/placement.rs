@@ -20,10 +20,7 @@ impl Placement {
     /// If `num_shards` is 0; the configuration refuses that.
     pub fn new(seed: u128, num_shards: u16) -> Self {
         assert!(num_shards > 0, "a cluster has at least one shard");
-        Self {
-            hasher: SipHasher13::new_with_key(&seed.to_le_bytes()),
-            num_shards,
-        }
+        Self { hasher: SipHasher13::new_with_key(&seed.to_le_bytes()), num_shards }
     }
 
     /// How many shards there are.

@@ -69,11 +69,7 @@ impl Requests {
     pub fn recall(&mut self, id: RequestId, now: Timestamp) -> Recall {
         match id {
             RequestId::Internal => Recall::New,
-            RequestId::Counted {
-                incarnation,
-                counter,
-                ..
-            } => {
+            RequestId::Counted { incarnation, counter, .. } => {
                 let Some(life) = self.lives.get(&incarnation) else {
                     return Recall::New;
                 };
@@ -99,11 +95,7 @@ impl Requests {
     pub fn note(&mut self, id: RequestId, outcome: Outcome) {
         match id {
             RequestId::Internal => {}
-            RequestId::Counted {
-                incarnation,
-                counter,
-                waits_from,
-            } => {
+            RequestId::Counted { incarnation, counter, waits_from } => {
                 if !self.lives.contains_key(&incarnation) && self.lives.len() >= LIVES_MAX {
                     self.forget_longest_silent_life();
                 }
@@ -112,11 +104,7 @@ impl Requests {
                 life.results.insert(counter, outcome);
                 if waits_from > life.waits_from {
                     life.waits_from = waits_from;
-                    while life
-                        .results
-                        .first_key_value()
-                        .is_some_and(|(c, _)| *c < waits_from)
-                    {
+                    while life.results.first_key_value().is_some_and(|(c, _)| *c < waits_from) {
                         life.results.pop_first();
                     }
                 }
@@ -136,25 +124,12 @@ impl Requests {
         let counted = self.lives.iter().flat_map(|(&incarnation, life)| {
             life.results.iter().map(move |(&counter, &outcome)| {
                 let waits_from = life.waits_from;
-                (
-                    RequestId::Counted {
-                        incarnation,
-                        counter,
-                        waits_from,
-                    },
-                    outcome,
-                )
+                (RequestId::Counted { incarnation, counter, waits_from }, outcome)
             })
         });
         let keyed = self.keyed_order.iter().filter_map(|(_, key)| {
             let kept = self.keyed.get(key)?;
-            Some((
-                RequestId::Keyed {
-                    key: *key,
-                    request: kept.request,
-                },
-                kept.outcome,
-            ))
+            Some((RequestId::Keyed { key: *key, request: kept.request }, kept.outcome))
         });
         counted.chain(keyed)
     }
@@ -170,11 +145,7 @@ impl Requests {
     }
 
     fn forget_longest_silent_life(&mut self) {
-        let silent = self
-            .lives
-            .iter()
-            .min_by_key(|(_, life)| life.heard)
-            .map(|(id, _)| *id);
+        let silent = self.lives.iter().min_by_key(|(_, life)| life.heard).map(|(id, _)| *id);
         if let Some(id) = silent {
             self.lives.remove(&id);
         }
@@ -188,18 +159,11 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
     fn outcome(n: i64, at: Timestamp) -> Outcome {
-        Outcome {
-            verdict: Verdict::Number(n),
-            version: Version::at(at, 0),
-        }
+        Outcome { verdict: Verdict::Number(n), version: Version::at(at, 0) }
     }
 
     fn counted(counter: u64, waits_from: u64) -> RequestId {
-        RequestId::Counted {
-            incarnation: 9,
-            counter,
-            waits_from,
-        }
+        RequestId::Counted { incarnation: 9, counter, waits_from }
     }
 
     #[test]
@@ -207,16 +171,10 @@ mod tests {
         let mut requests = Requests::default();
         assert_eq!(requests.recall(counted(1, 1), NOW), Recall::New);
         requests.note(counted(1, 1), outcome(10, NOW));
-        assert_eq!(
-            requests.recall(counted(1, 1), NOW),
-            Recall::Done(outcome(10, NOW))
-        );
+        assert_eq!(requests.recall(counted(1, 1), NOW), Recall::Done(outcome(10, NOW)));
         requests.note(counted(2, 2), outcome(20, NOW));
         assert_eq!(requests.recall(counted(1, 1), NOW), Recall::Forgotten);
-        assert_eq!(
-            requests.recall(counted(2, 2), NOW),
-            Recall::Done(outcome(20, NOW))
-        );
+        assert_eq!(requests.recall(counted(2, 2), NOW), Recall::Done(outcome(20, NOW)));
         assert_eq!(requests.iter().count(), 1);
     }
 
@@ -239,10 +197,7 @@ mod tests {
         for key in 0..KEYED_MAX as u128 {
             requests.note(RequestId::Keyed { key, request: 1 }, outcome(1, NOW));
         }
-        let fresh = RequestId::Keyed {
-            key: u128::MAX,
-            request: 1,
-        };
+        let fresh = RequestId::Keyed { key: u128::MAX, request: 1 };
         assert_eq!(requests.recall(fresh, NOW), Recall::Full);
         let old = RequestId::Keyed { key: 0, request: 1 };
         assert_eq!(requests.recall(old, NOW), Recall::Done(outcome(1, NOW)));
@@ -252,24 +207,12 @@ mod tests {
     fn the_coordinator_longest_silent_makes_room() {
         let mut requests = Requests::default();
         for incarnation in 0..65 {
-            let id = RequestId::Counted {
-                incarnation,
-                counter: 1,
-                waits_from: 1,
-            };
+            let id = RequestId::Counted { incarnation, counter: 1, waits_from: 1 };
             requests.note(id, outcome(0, Timestamp(NOW.0 + incarnation)));
         }
-        let first = RequestId::Counted {
-            incarnation: 0,
-            counter: 1,
-            waits_from: 1,
-        };
+        let first = RequestId::Counted { incarnation: 0, counter: 1, waits_from: 1 };
         assert_eq!(requests.recall(first, NOW), Recall::New);
-        let second = RequestId::Counted {
-            incarnation: 1,
-            counter: 1,
-            waits_from: 1,
-        };
+        let second = RequestId::Counted { incarnation: 1, counter: 1, waits_from: 1 };
         assert!(matches!(requests.recall(second, NOW), Recall::Done(_)));
     }
 }

@@ -46,10 +46,7 @@ pub(crate) fn put_position(into: &mut Vec<u8>, position: Position) {
 }
 
 pub(crate) fn get_position(from: &mut Bytes) -> Option<Position> {
-    Some(Position {
-        epoch: take_u32(from)?,
-        seq: take_u64(from)?,
-    })
+    Some(Position { epoch: take_u32(from)?, seq: take_u64(from)? })
 }
 
 /// length u16, bytes; length 0 stands for no key.
@@ -65,9 +62,7 @@ pub(crate) fn get_key(from: &mut Bytes) -> Option<Option<Key>> {
     if length == 0 {
         return Some(None);
     }
-    Key::new(take_bytes(from, length)?, KEY_BYTES_CEILING)
-        .ok()
-        .map(Some)
+    Key::new(take_bytes(from, length)?, KEY_BYTES_CEILING).ok().map(Some)
 }
 
 /// tag u8: 0 internal, 1 counted (incarnation, counter, waits_from: u64 each), 2 keyed (key u128,
@@ -75,11 +70,7 @@ pub(crate) fn get_key(from: &mut Bytes) -> Option<Option<Key>> {
 pub(crate) fn put_request(into: &mut Vec<u8>, request: &RequestId) {
     match request {
         RequestId::Internal => into.push(0),
-        RequestId::Counted {
-            incarnation,
-            counter,
-            waits_from,
-        } => {
+        RequestId::Counted { incarnation, counter, waits_from } => {
             into.push(1);
             into.extend_from_slice(&incarnation.to_le_bytes());
             into.extend_from_slice(&counter.to_le_bytes());
@@ -101,10 +92,7 @@ pub(crate) fn get_request(from: &mut Bytes) -> Option<RequestId> {
             counter: take_u64(from)?,
             waits_from: take_u64(from)?,
         },
-        2 => RequestId::Keyed {
-            key: take_u128(from)?,
-            request: take_u64(from)?,
-        },
+        2 => RequestId::Keyed { key: take_u128(from)?, request: take_u64(from)? },
         _ => return None,
     })
 }
@@ -162,12 +150,7 @@ pub(crate) fn put_effect(into: &mut Vec<u8>, effect: &Effect) {
     if let Some(at) = expires_at {
         into.extend_from_slice(&at.0.to_le_bytes());
     }
-    if let Effect::Put {
-        value,
-        content_type,
-        ..
-    } = effect
-    {
+    if let Effect::Put { value, content_type, .. } = effect {
         let length = u8::try_from(content_type.len()).expect("a content type is capped at 255");
         into.push(length);
         into.extend_from_slice(content_type);
@@ -189,11 +172,7 @@ pub(crate) fn get_effect(from: &mut Bytes) -> Option<Effect> {
             let length = usize::from(take_u8(from)?);
             let content_type = take_bytes(from, length)?;
             let length = usize::try_from(take_u32(from)?).ok()?;
-            Effect::Put {
-                value: take_bytes(from, length)?,
-                content_type,
-                expires_at,
-            }
+            Effect::Put { value: take_bytes(from, length)?, content_type, expires_at }
         }
         3 | 4 => Effect::Touch { expires_at },
         5 => Effect::Remove(Departure::Deleted),
@@ -224,16 +203,7 @@ pub(crate) fn get_record(from: &mut Bytes) -> Option<Record> {
     let verdict = get_verdict(from)?;
     let key = get_key(from)?;
     let effect = get_effect(from)?;
-    Some(Record {
-        shard,
-        position,
-        predecessor_epoch,
-        key,
-        effect,
-        version,
-        request,
-        verdict,
-    })
+    Some(Record { shard, position, predecessor_epoch, key, effect, version, request, verdict })
 }
 
 /// A record's length in bytes, or a little more.
@@ -245,11 +215,7 @@ pub(crate) fn record_bytes(record: &Record) -> usize {
 
 pub(crate) fn effect_bytes(effect: &Effect) -> usize {
     match effect {
-        Effect::Put {
-            value,
-            content_type,
-            ..
-        } => value.len() + content_type.len(),
+        Effect::Put { value, content_type, .. } => value.len() + content_type.len(),
         _ => 0,
     }
 }

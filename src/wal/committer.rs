@@ -41,18 +41,11 @@ impl Committer {
         };
         if unsynced.last > Lsn(self.shared.durable.load(Ordering::Acquire)) {
             let began = Instant::now();
-            unsynced
-                .file
-                .sync_data()
-                .map_err(Error::disk("sync", unsynced.path))?;
+            unsynced.file.sync_data().map_err(Error::disk("sync", unsynced.path))?;
             (self.shared.config.on_fsync)(began.elapsed());
             self.shared.publish(unsynced.last);
         }
-        if unsynced.full {
-            self.shared.rotate()
-        } else {
-            Ok(())
-        }
+        if unsynced.full { self.shared.rotate() } else { Ok(()) }
     }
 
     /// Ends a log that has no thread: a last round, then the allocated room is cut off.

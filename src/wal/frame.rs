@@ -233,12 +233,7 @@ impl Frame {
             Self::Fence { epoch: fence, .. } | Self::Drop { fence, .. } => {
                 into.extend_from_slice(&fence.to_le_bytes());
             }
-            Self::GiveUp {
-                kept,
-                states,
-                records,
-                ..
-            } => {
+            Self::GiveUp { kept, states, records, .. } => {
                 codec::put_position(into, *kept);
                 put_count(into, states.len());
                 for state in states {
@@ -251,12 +246,7 @@ impl Frame {
                     codec::put_record(into, record);
                 }
             }
-            Self::Adopt {
-                session,
-                position,
-                fence,
-                ..
-            } => {
+            Self::Adopt { session, position, fence, .. } => {
                 into.extend_from_slice(&session.to_le_bytes());
                 codec::put_position(into, *position);
                 into.extend_from_slice(&fence.to_le_bytes());
@@ -267,30 +257,18 @@ impl Frame {
     /// Reads a body whose frame has verified. The result shares `body`'s memory.
     pub(crate) fn get(kind: Kind, shard: ShardId, body: &mut Bytes) -> Result<Self, FrameError> {
         let frame = Self::get_body(kind, shard, body).ok_or(FrameError)?;
-        if body.is_empty() && frame.shard() == shard {
-            Ok(frame)
-        } else {
-            Err(FrameError)
-        }
+        if body.is_empty() && frame.shard() == shard { Ok(frame) } else { Err(FrameError) }
     }
 
     fn get_body(kind: Kind, shard: ShardId, body: &mut Bytes) -> Option<Self> {
         Some(match kind {
             Kind::Record => Self::Record(codec::get_record(body)?),
-            Kind::Fence => Self::Fence {
-                shard,
-                epoch: codec::take_u32(body)?,
-            },
+            Kind::Fence => Self::Fence { shard, epoch: codec::take_u32(body)? },
             Kind::GiveUp => {
                 let kept = codec::get_position(body)?;
                 let states = get_list(body, get_state)?;
                 let records = get_list(body, codec::get_record)?;
-                Self::GiveUp {
-                    shard,
-                    kept,
-                    states,
-                    records,
-                }
+                Self::GiveUp { shard, kept, states, records }
             }
             Kind::Adopt => Self::Adopt {
                 shard,
@@ -298,10 +276,7 @@ impl Frame {
                 position: codec::get_position(body)?,
                 fence: codec::take_u32(body)?,
             },
-            Kind::Drop => Self::Drop {
-                shard,
-                fence: codec::take_u32(body)?,
-            },
+            Kind::Drop => Self::Drop { shard, fence: codec::take_u32(body)? },
         })
     }
 
@@ -309,9 +284,7 @@ impl Frame {
     pub(crate) fn check_size(&self) -> Result<(), Error> {
         let bytes = match self {
             Self::Record(record) => codec::record_bytes(record),
-            Self::GiveUp {
-                states, records, ..
-            } => {
+            Self::GiveUp { states, records, .. } => {
                 let of_state =
                     |s: &KeyState| 16 + s.key.as_bytes().len() + 8 + codec::effect_bytes(&s.effect);
                 64 + states.iter().map(of_state).sum::<usize>()
@@ -346,9 +319,5 @@ fn get_list<T>(from: &mut Bytes, member: impl Fn(&mut Bytes) -> Option<T>) -> Op
 fn get_state(from: &mut Bytes) -> Option<KeyState> {
     let key = codec::get_key(from)??;
     let version = Version(codec::take_u64(from)?);
-    Some(KeyState {
-        key,
-        version,
-        effect: codec::get_effect(from)?,
-    })
+    Some(KeyState { key, version, effect: codec::get_effect(from)? })
 }

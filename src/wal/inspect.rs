@@ -82,14 +82,7 @@ pub fn inspect(
         range = Some((range.map_or(lsn, |(first, _)| first), lsn));
         let durable = found.header.durable;
         let (segment, offset) = (found.segment.path.as_path(), found.offset);
-        each(Seen {
-            segment,
-            offset,
-            bytes,
-            lsn,
-            durable,
-            frame,
-        })
+        each(Seen { segment, offset, bytes, lsn, durable, frame })
     })?;
     let mut corruptions = walked.corruptions;
     corruptions.append(&mut unreadable);

@@ -94,9 +94,7 @@ pub struct Location {
 
 impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Location")
-            .field("dir", &self.dir)
-            .finish_non_exhaustive()
+        f.debug_struct("Location").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
@@ -174,10 +172,6 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Disk {
-            action,
-            path,
-            source: Arc::new(source),
-        }
+        move |source| Self::Disk { action, path, source: Arc::new(source) }
     }
 }

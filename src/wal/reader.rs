@@ -109,9 +109,7 @@ pub(super) fn walk(
     each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
 ) -> Result<Walked, Error> {
     let later = segments.iter().skip(1);
-    let skipped = later
-        .take_while(|segment| segment.first <= rules.earliest)
-        .count();
+    let skipped = later.take_while(|segment| segment.first <= rules.earliest).count();
     let needed = &segments[skipped..];
     let mut walk = Walk {
         disk,
@@ -142,10 +140,7 @@ pub(super) fn walk(
         walk.expected = walk.expected.max(Lsn(1));
     }
     walk.missing(walk.expected, rules.durable);
-    walk.walked.next = walk
-        .expected
-        .max(Lsn(rules.durable.0 + 1))
-        .max(rules.earliest);
+    walk.walked.next = walk.expected.max(Lsn(rules.durable.0 + 1)).max(rules.earliest);
     Ok(walk.walked)
 }
 
@@ -199,25 +194,14 @@ impl Walk<'_> {
             true => None,
             false => Some(Damage::Header),
         };
-        let mut offset = if bad.is_some() {
-            0
-        } else {
-            HEADER_BYTES as u64
-        };
+        let mut offset = if bad.is_some() { 0 } else { HEADER_BYTES as u64 };
         loop {
             if bad.is_none() {
                 match self.frame_at(&mut window, offset)? {
                     Some(header) if header.lsn == self.expected => {
                         let frame = window.view(offset, header.frame_bytes())?;
                         let body = &frame[FRAME_HEADER_BYTES..];
-                        if each(Found {
-                            segment,
-                            offset,
-                            header,
-                            body,
-                        })
-                        .is_break()
-                        {
+                        if each(Found { segment, offset, header, body }).is_break() {
                             return Ok(ControlFlow::Break(()));
                         }
                         offset += header.frame_bytes() as u64;
@@ -326,9 +310,7 @@ impl Walk<'_> {
             proven = header.durable >= self.expected;
             at = found + header.frame_bytes() as u64;
         }
-        Ok(Judgement::Damaged {
-            resume: Some(resume),
-        })
+        Ok(Judgement::Damaged { resume: Some(resume) })
     }
 
     /// The first sound frame at `from` or behind it, where bytes from `bad` on are in doubt.
@@ -394,20 +376,12 @@ impl<'a> Window<'a> {
             Ok((file, length))
         };
         let (file, length) = open().map_err(Error::disk("open", &segment.path))?;
-        Ok(Self {
-            segment,
-            file,
-            length,
-            buffer: Vec::new(),
-            start: 0,
-        })
+        Ok(Self { segment, file, length, buffer: Vec::new(), start: 0 })
     }
 
     /// Up to `n` bytes at `offset`; fewer at the file's end.
     fn view(&mut self, offset: u64, n: usize) -> Result<&[u8], Error> {
-        let n = usize::try_from(self.length.saturating_sub(offset))
-            .unwrap_or(n)
-            .min(n);
+        let n = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(n).min(n);
         let inside = |start: u64, have: usize| {
             let skip = usize::try_from(offset.checked_sub(start)?).ok()?;
             (skip + n <= have).then_some(skip)
@@ -437,11 +411,8 @@ impl<'a> Window<'a> {
         };
         self.start = offset;
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
-        self.buffer
-            .resize(n.max(CHUNK_BYTES).min(left).max(kept), 0);
-        let read = self
-            .file
-            .read_full_at(&mut self.buffer[kept..], offset + kept as u64);
+        self.buffer.resize(n.max(CHUNK_BYTES).min(left).max(kept), 0);
+        let read = self.file.read_full_at(&mut self.buffer[kept..], offset + kept as u64);
         let read = read.map_err(Error::disk("read", &self.segment.path))?;
         self.buffer.truncate(kept + read);
         Ok(())

@@ -85,11 +85,8 @@ impl Default for Recovery {
 impl Recovery {
     /// The segments in which something is damaged, each once.
     pub fn damaged_segments(&self) -> impl Iterator<Item = &Path> {
-        let mut paths: Vec<&Path> = self
-            .corruptions
-            .iter()
-            .filter_map(|c| c.segment.as_deref())
-            .collect();
+        let mut paths: Vec<&Path> =
+            self.corruptions.iter().filter_map(|c| c.segment.as_deref()).collect();
         paths.sort_unstable();
         paths.dedup();
         paths.into_iter()
@@ -112,13 +109,7 @@ pub fn recover(
 ) -> Result<Recovery, Error> {
     let segments = segments(disk, &location.dir)?;
     let rules = Rules {
-        earliest: replay
-            .starts
-            .iter()
-            .copied()
-            .min()
-            .unwrap_or(Lsn(1))
-            .max(Lsn(1)),
+        earliest: replay.starts.iter().copied().min().unwrap_or(Lsn(1)).max(Lsn(1)),
         durable: replay.durable,
         same_boot: replay.same_boot,
         expects_log: replay.expects_log,
@@ -130,20 +121,14 @@ pub fn recover(
         let mut workers = Vec::new();
         for _ in 0..replay.threads.max(1) {
             let (sender, receiver) = sync_channel(BATCHES_MAX);
-            lanes.push(Lane {
-                sender,
-                batch: Batch::default(),
-            });
+            lanes.push(Lane { sender, batch: Batch::default() });
             workers.push(scope.spawn(move || work(&receiver, apply)));
         }
         let mut frames = 0;
         let mut strays = Vec::new();
         let walked = walk(disk, location, &segments, rules, &mut |found| {
             let bytes = (super::frame::FRAME_HEADER_BYTES + found.body.len()) as u64;
-            replay
-                .progress
-                .done_bytes
-                .fetch_add(bytes, Ordering::Relaxed);
+            replay.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
             let shard = usize::from(found.header.shard.0);
             match replay.starts.get(shard) {
                 None => strays.push(Unreadable::new(&found)),
@@ -158,22 +143,14 @@ pub fn recover(
         });
         lanes.into_iter().for_each(Lane::finish);
         for worker in workers {
-            strays.extend(
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            );
+            strays.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
         walked.map(|walked| (walked, frames, strays))
     })?;
     let mut corruptions = walked.corruptions;
     let frames = frames - unreadable.iter().filter(|u| u.dispatched).count() as u64;
     corruptions.extend(unreadable.into_iter().map(|u| u.corruption(&segments)));
-    let tail_bytes = if segments.is_empty() {
-        HEADER_BYTES as u64
-    } else {
-        walked.tail_bytes
-    };
+    let tail_bytes = if segments.is_empty() { HEADER_BYTES as u64 } else { walked.tail_bytes };
     replay.progress.done_bytes.store(total, Ordering::Relaxed);
     Ok(Recovery {
         frames,
@@ -197,19 +174,11 @@ struct Unreadable {
 impl Unreadable {
     fn new(found: &Found<'_>) -> Self {
         let bytes = found.header.frame_bytes() as u64;
-        Self {
-            lsn: found.header.lsn,
-            offset: found.offset,
-            bytes,
-            dispatched: false,
-        }
+        Self { lsn: found.header.lsn, offset: found.offset, bytes, dispatched: false }
     }
 
     fn corruption(&self, segments: &[Segment]) -> Corruption {
-        let segment = segments
-            .iter()
-            .rev()
-            .find(|segment| segment.first <= self.lsn);
+        let segment = segments.iter().rev().find(|segment| segment.first <= self.lsn);
         Corruption {
             damage: Damage::Body,
             segment: segment.map(|segment| segment.path.clone()),

@@ -59,9 +59,7 @@ impl Header {
         magic: [u8; 8],
         cluster_id: u128,
     ) -> Result<Self, HeaderError> {
-        let (head, _) = bytes
-            .split_first_chunk::<36>()
-            .ok_or(HeaderError::Damaged)?;
+        let (head, _) = bytes.split_first_chunk::<36>().ok_or(HeaderError::Damaged)?;
         let crc = bytes.get(36..HEADER_BYTES).ok_or(HeaderError::Damaged)?;
         if head[..8] != magic || crc != crc32c::crc32c(head).to_le_bytes() {
             return Err(HeaderError::Damaged);
@@ -101,12 +99,7 @@ impl Segment {
     }
 
     pub(crate) fn encode_header(cluster_id: u128, first: Lsn) -> [u8; HEADER_BYTES] {
-        Header {
-            version: FORMAT_VERSION,
-            cluster_id,
-            lsn: first,
-        }
-        .encode(MAGIC)
+        Header { version: FORMAT_VERSION, cluster_id, lsn: first }.encode(MAGIC)
     }
 
     /// Checks the header at the file's beginning. `Ok(false)` if it is damaged.
@@ -116,16 +109,11 @@ impl Segment {
             Err(HeaderError::Damaged) => Ok(false),
             Err(HeaderError::OtherCluster(found)) => {
                 let path = self.path.clone();
-                Err(Error::OtherCluster {
-                    path,
-                    found,
-                    expected: cluster_id,
-                })
+                Err(Error::OtherCluster { path, found, expected: cluster_id })
             }
-            Err(HeaderError::Newer(found)) => Err(Error::NewerFormat {
-                path: self.path.clone(),
-                found,
-            }),
+            Err(HeaderError::Newer(found)) => {
+                Err(Error::NewerFormat { path: self.path.clone(), found })
+            }
         }
     }
 }
@@ -153,11 +141,7 @@ pub fn segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Segment>, Error> {
         let path = dir.join(&name);
         let length = disk.open(&path).and_then(|file| file.length());
         let bytes = length.map_err(Error::disk("open", &path))?;
-        segments.push(Segment {
-            path,
-            first: Lsn(first),
-            bytes,
-        });
+        segments.push(Segment { path, first: Lsn(first), bytes });
     }
     segments.sort_unstable_by_key(|segment| segment.first);
     Ok(segments)

@@ -34,11 +34,7 @@ impl Waiters {
         }
         self.next_ticket += 1;
         let ticket = self.next_ticket;
-        self.waiting.push(Waiter {
-            ticket,
-            lsn,
-            waker: waker.clone(),
-        });
+        self.waiting.push(Waiter { ticket, lsn, waker: waker.clone() });
         ticket
     }
 }
@@ -55,11 +51,7 @@ pub(super) struct Durable<'a> {
 
 impl<'a> Durable<'a> {
     pub(super) fn new(shared: &'a Shared, lsn: Lsn) -> Self {
-        Self {
-            shared,
-            lsn,
-            ticket: None,
-        }
+        Self { shared, lsn, ticket: None }
     }
 
     fn outcome(&self) -> Option<Result<(), Error>> {

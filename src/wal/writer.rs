@@ -108,9 +108,7 @@ impl Writer {
         let path = config.location.dir.clone();
         let (writer, committer) = Self::start_stepped(disk, config, recovery)?;
         if !off {
-            let handle = committer
-                .spawn()
-                .map_err(Error::disk("start the thread for", path))?;
+            let handle = committer.spawn().map_err(Error::disk("start the thread for", path))?;
             *writer.thread.handle.lock() = Some(handle);
         }
         Ok(writer)
@@ -138,17 +136,9 @@ impl Writer {
             disk,
             salt: salt(config.location.seed),
             config,
-            gather: Mutex::new(Gather {
-                buffer: Vec::new(),
-                first: next,
-                next,
-                closed: false,
-            }),
+            gather: Mutex::new(Gather { buffer: Vec::new(), first: next, next, closed: false }),
             gathered_bytes: AtomicUsize::new(0),
-            tail: Mutex::new(Tail {
-                segment,
-                spare: Vec::new(),
-            }),
+            tail: Mutex::new(Tail { segment, spare: Vec::new() }),
             written: AtomicU64::new(before),
             durable: AtomicU64::new(before),
             waiters: Mutex::default(),
@@ -160,10 +150,7 @@ impl Writer {
             ended: Mutex::new(ended),
         });
         let committer = Committer::new(Arc::clone(&shared));
-        let thread = Arc::new(Thread {
-            shared: Arc::clone(&shared),
-            handle: Mutex::new(None),
-        });
+        let thread = Arc::new(Thread { shared: Arc::clone(&shared), handle: Mutex::new(None) });
         Ok((Self { shared, thread }, committer))
     }
 
@@ -182,9 +169,7 @@ impl Writer {
             return Ok(Lsn(0));
         }
         frame::within_frame(codec::record_bytes(record))?;
-        self.shared.put((Kind::Record, record.shard), |into| {
-            codec::put_record(into, record)
-        })
+        self.shared.put((Kind::Record, record.shard), |into| codec::put_record(into, record))
     }
 
     /// As [`Writer::append`], for any frame.
@@ -196,8 +181,7 @@ impl Writer {
             return Ok(Lsn(0));
         }
         frame.check_size()?;
-        self.shared
-            .put((frame.kind(), frame.shard()), |into| frame.put_body(into))
+        self.shared.put((frame.kind(), frame.shard()), |into| frame.put_body(into))
     }
 
     /// Waits for what the mode owes a write before its answer; to be called without the shard's
@@ -302,35 +286,19 @@ impl Writer {
     /// # Errors
     /// [`Error::Disk`] when the disk refuses; the log itself goes on.
     pub fn truncate_below(&self, lsn: Lsn) -> Result<usize, Error> {
-        let tail_first = self
-            .shared
-            .tail
-            .lock()
-            .segment
-            .as_ref()
-            .map(|open| open.first);
+        let tail_first = self.shared.tail.lock().segment.as_ref().map(|open| open.first);
         let mut ended = self.shared.ended.lock();
-        let after = ended
-            .iter()
-            .skip(1)
-            .map(|segment| segment.first)
-            .chain(tail_first);
+        let after = ended.iter().skip(1).map(|segment| segment.first).chain(tail_first);
         let n = after.take_while(|first| *first <= lsn).count();
         for _ in 0..n {
             let path = &ended[0].path;
-            self.shared
-                .disk
-                .remove(path)
-                .map_err(Error::disk("remove", path))?;
+            self.shared.disk.remove(path).map_err(Error::disk("remove", path))?;
             ended.remove(0);
         }
         drop(ended);
         if n > 0 {
             let dir = &self.shared.config.location.dir;
-            self.shared
-                .disk
-                .sync_dir(dir)
-                .map_err(Error::disk("sync", dir))?;
+            self.shared.disk.sync_dir(dir).map_err(Error::disk("sync", dir))?;
         }
         Ok(n)
     }
@@ -356,10 +324,7 @@ impl Writer {
         drop(ended);
         if !damaged.is_empty() {
             let dir = &self.shared.config.location.dir;
-            self.shared
-                .disk
-                .sync_dir(dir)
-                .map_err(Error::disk("sync", dir))?;
+            self.shared.disk.sync_dir(dir).map_err(Error::disk("sync", dir))?;
         }
         Ok(())
     }
@@ -404,11 +369,7 @@ impl Drop for Thread {
 impl Shared {
     /// What the log failed with, if it has.
     pub(super) fn failure(&self) -> Option<Error> {
-        if self.failed.load(Ordering::Acquire) {
-            self.failure.get().cloned()
-        } else {
-            None
-        }
+        if self.failed.load(Ordering::Acquire) { self.failure.get().cloned() } else { None }
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -440,8 +401,7 @@ impl Shared {
             Mode::Off | Mode::Async => durable,
         };
         frame::put_frame(&mut gather.buffer, self.salt, (lsn, durable), about, body);
-        self.gathered_bytes
-            .store(gather.buffer.len(), Ordering::Relaxed);
+        self.gathered_bytes.store(gather.buffer.len(), Ordering::Relaxed);
         Ok(lsn)
     }
 
@@ -455,8 +415,7 @@ impl Shared {
         if self.written.load(Ordering::Acquire) >= lsn.0 {
             return Ok(());
         }
-        self.write_gathered(&mut tail)
-            .inspect_err(|e| self.fail(e))?;
+        self.write_gathered(&mut tail).inspect_err(|e| self.fail(e))?;
         let full = tail.is_full(&self.config);
         drop(tail);
         if full {
@@ -506,9 +465,7 @@ impl Shared {
     pub(super) fn publish(&self, lsn: Lsn) {
         let durable = self.durable.fetch_max(lsn.0, Ordering::AcqRel).max(lsn.0);
         let mut waiters = self.waiters.lock();
-        let settled = waiters
-            .waiting
-            .extract_if(.., |waiter| waiter.lsn.0 <= durable);
+        let settled = waiters.waiting.extract_if(.., |waiter| waiter.lsn.0 <= durable);
         let settled: Vec<Waiter> = settled.collect();
         drop(waiters);
         settled.into_iter().for_each(|waiter| waiter.waker.wake());
@@ -525,9 +482,7 @@ impl Shared {
             return Ok(());
         }
         let last = Lsn(self.written.load(Ordering::Acquire));
-        open.file
-            .truncate(open.end)
-            .map_err(Error::disk("end", &open.path))?;
+        open.file.truncate(open.end).map_err(Error::disk("end", &open.path))?;
         let next = Open::create(&*self.disk, &self.config, Lsn(last.0 + 1))?;
         self.ended.lock().push(open.segment());
         tail.segment = Some(next);
@@ -542,9 +497,7 @@ impl Shared {
         let Some(open) = &tail.segment else {
             return Ok(());
         };
-        open.file
-            .truncate(open.end)
-            .map_err(Error::disk("end", &open.path))
+        open.file.truncate(open.end).map_err(Error::disk("end", &open.path))
     }
 
     /// Asks the committer for a round.
@@ -572,9 +525,7 @@ impl Shared {
 
 impl Tail {
     fn is_full(&self, config: &Config) -> bool {
-        self.segment
-            .as_ref()
-            .is_some_and(|open| open.end >= config.segment_bytes_max)
+        self.segment.as_ref().is_some_and(|open| open.end >= config.segment_bytes_max)
     }
 }
 
@@ -588,25 +539,14 @@ impl Open {
         // reason to stop: if it is full, the write will say so.
         let _ = file.allocate(config.segment_bytes_max);
         let header = Segment::encode_header(config.location.cluster_id, first);
-        let written = file
-            .write_all_at(&header, 0)
-            .and_then(|()| file.sync_data());
+        let written = file.write_all_at(&header, 0).and_then(|()| file.sync_data());
         written.map_err(Error::disk("write", &path))?;
         disk.sync_dir(dir).map_err(Error::disk("sync", dir))?;
-        Ok(Self {
-            file,
-            path,
-            first,
-            end: HEADER_BYTES as u64,
-        })
+        Ok(Self { file, path, first, end: HEADER_BYTES as u64 })
     }
 
     fn segment(&self) -> Segment {
-        Segment {
-            path: self.path.clone(),
-            first: self.first,
-            bytes: self.end,
-        }
+        Segment { path: self.path.clone(), first: self.first, bytes: self.end }
     }
 }
 
@@ -622,13 +562,10 @@ fn prepare(disk: &dyn Disk, config: &Config, recovery: &Recovery) -> Result<Vec<
         return Ok(segments);
     };
     if recovery.tail_bytes <= HEADER_BYTES as u64 {
-        disk.remove(&last.path)
-            .map_err(Error::disk("remove", &last.path))?;
+        disk.remove(&last.path).map_err(Error::disk("remove", &last.path))?;
         segments.pop();
     } else {
-        let cut = disk
-            .open_to_write(&last.path)
-            .and_then(|f| f.truncate(recovery.tail_bytes));
+        let cut = disk.open_to_write(&last.path).and_then(|f| f.truncate(recovery.tail_bytes));
         cut.map_err(Error::disk("cut", &last.path))?;
         last.bytes = recovery.tail_bytes;
     }

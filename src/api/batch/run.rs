@@ -1,0 +1,413 @@
+//! A batch under way: operations in, results out.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::{self, FuturesOrdered, Stream};
+use http_body_util::BodyExt;
+use serde::Serialize;
+
+use super::super::client::Client;
+use super::super::intake;
+use super::super::json::{self, AcksText, VersionText};
+use super::super::problem::{Kind, Problem};
+use super::super::watch::{Busy, Watch};
+use super::step::Step;
+use super::{Shared, counted_as};
+use crate::coordinator::{IdempotencyKey, Read, Written};
+use crate::entry::{Key, Timestamp, Verdict};
+use crate::metrics::Op;
+use crate::store::{Found, Lookup};
+
+/// Operations of one batch that are under way at once.
+const WINDOW: usize = 128;
+
+/// Bytes of results that are gathered before they are sent, while more come at once.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// How a batch is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// `{"ops":[…]}` in, `{"results":[…]}` out.
+    Document,
+    /// An operation a line in, a result a line out.
+    Lines,
+}
+
+/// What an operation came to.
+enum Done {
+    Got(Found),
+    Written(Written),
+    Failed(Problem),
+}
+
+type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// A batch under way.
+pub(super) struct Run {
+    client: Arc<Client>,
+    shared: Shared,
+    source: Source,
+    /// Read, but not begun: its key is in use, or the window is full.
+    waiting: Option<Step>,
+    running: FuturesOrdered<Running>,
+    /// The keys of `running`, in its order.
+    keys: VecDeque<Option<Key>>,
+    framing: Framing,
+    results: u64,
+    out: Vec<u8>,
+    state: State,
+    started: Instant,
+    failed: bool,
+    _busy: Busy<Arc<Watch>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Reading,
+    /// The source has ended; results are still to come.
+    Finishing,
+    /// All is written.
+    Ended,
+}
+
+impl Run {
+    pub(super) fn of_document(client: Arc<Client>, shared: Shared, steps: Vec<Step>) -> Self {
+        let mut run = Self::new(
+            client,
+            shared,
+            Source::Steps(steps.into_iter()),
+            Framing::Document,
+        );
+        run.out.extend_from_slice(b"{\"results\":[");
+        run
+    }
+
+    pub(super) fn of_lines(
+        client: Arc<Client>,
+        shared: Shared,
+        body: Body,
+        header: Option<Bytes>,
+    ) -> Self {
+        Self::new(
+            client,
+            shared,
+            Source::Lines(Lines::new(body, header)),
+            Framing::Lines,
+        )
+    }
+
+    fn new(client: Arc<Client>, shared: Shared, source: Source, framing: Framing) -> Self {
+        let busy = Busy::mark(Arc::clone(&client.watch));
+        Self {
+            client,
+            shared,
+            source,
+            waiting: None,
+            running: FuturesOrdered::new(),
+            keys: VecDeque::new(),
+            framing,
+            results: 0,
+            out: Vec::new(),
+            state: State::Reading,
+            started: Instant::now(),
+            failed: false,
+            _busy: busy,
+        }
+    }
+
+    /// The results, made as they are taken.
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+        stream::unfold(self, |mut run| async {
+            let chunk = run.next_chunk().await?;
+            Some((Ok(chunk), run))
+        })
+    }
+
+    async fn next_chunk(&mut self) -> Option<Bytes> {
+        while self.out.len() < CHUNK_BYTES && self.state != State::Ended {
+            self.begin_waiting();
+            let may_read = self.state == State::Reading && self.waiting.is_none();
+            tokio::select! {
+                biased;
+                Some(done) = self.running.next(), if !self.running.is_empty() => {
+                    self.keys.pop_front();
+                    self.append(&done);
+                }
+                step = self.source.next(&self.client, self.shared), if may_read => match step {
+                    Some(step) => self.waiting = Some(step),
+                    None => self.state = State::Finishing,
+                },
+                // What there is goes out as soon as more would have to be waited for.
+                () = std::future::ready(()), if !self.out.is_empty() => break,
+                else => self.end(),
+            }
+            if self.state == State::Finishing && self.running.is_empty() && self.waiting.is_none() {
+                self.end();
+            }
+        }
+        (!self.out.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.out)))
+    }
+
+    /// Begins the operation that waits, if nothing under way has its key.
+    fn begin_waiting(&mut self) {
+        if self.running.len() >= WINDOW {
+            return;
+        }
+        let Some(step) = self.waiting.take() else {
+            return;
+        };
+        if step
+            .key()
+            .is_some_and(|key| self.keys.iter().flatten().any(|busy| busy == key))
+        {
+            self.waiting = Some(step);
+            return;
+        }
+        self.keys.push_back(step.key().cloned());
+        self.running.push_back(Box::pin(carry_out(
+            Arc::clone(&self.client),
+            self.shared,
+            step,
+        )));
+    }
+
+    fn end(&mut self) {
+        self.state = State::Ended;
+        if self.framing == Framing::Document {
+            self.out.extend_from_slice(b"]}");
+        }
+        // A body that broke off cannot be followed by another request.
+        self.client.watch.leaves_unread(self.source.broke_off());
+    }
+
+    fn append(&mut self, done: &Done) {
+        let out = &mut self.out;
+        if self.framing == Framing::Document && self.results > 0 {
+            out.push(b',');
+        }
+        self.results += 1;
+        match done {
+            Done::Got(found) => json::append_got(out, found, Timestamp::now()),
+            Done::Written(written) => append_written(out, *written),
+            Done::Failed(problem) => {
+                self.failed |= problem.kind.status().is_server_error();
+                json::append(out, &problem.fields());
+            }
+        }
+        if self.framing == Framing::Lines {
+            out.push(b'\n');
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let batch = self.client.node.metrics.op(Op::Batch);
+        batch.record(self.started.elapsed(), !self.failed);
+    }
+}
+
+async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
+    let started = Instant::now();
+    let coordinator = &client.node.coordinator;
+    let (op, result) = match step {
+        Step::Refused(problem) => return Done::Failed(problem),
+        Step::Get(key) => {
+            let read = Read {
+                consistency: shared.consistency,
+                min_version: None,
+            };
+            let result = match coordinator.get(key.as_bytes(), read).await {
+                Ok(Lookup::Hit(found)) => Ok(Done::Got(found)),
+                Ok(Lookup::Miss(_)) => Err(Problem::absent()),
+                Err(error) => Err(error.into()),
+            };
+            (Op::Get, result)
+        }
+        Step::Write(write) => {
+            let op = counted_as(&write.operation);
+            let result = coordinator.write(write).await;
+            (op, result.map_err(Problem::from).and_then(written))
+        }
+    };
+    let done = result.unwrap_or_else(Done::Failed);
+    let ok = !matches!(&done, Done::Failed(p) if p.kind.status().is_server_error());
+    client.node.metrics.op(op).record(started.elapsed(), ok);
+    done
+}
+
+fn written(written: Written) -> Result<Done, Problem> {
+    match written.verdict {
+        Verdict::ConditionFailed(live) => Err(Problem::condition_failed(live)),
+        Verdict::NotAnInteger => Err(Problem::not_an_integer()),
+        Verdict::Absent => Err(Problem::absent()),
+        _ => Ok(Done::Written(written)),
+    }
+}
+
+#[derive(Serialize)]
+struct WrittenText {
+    status: u16,
+    version: VersionText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acks: Option<AcksText>,
+}
+
+fn append_written(out: &mut Vec<u8>, written: Written) {
+    let (status, value) = match written.verdict {
+        Verdict::Created => (201, None),
+        Verdict::Number(number) => (200, Some(number.to_string())),
+        _ => (204, None),
+    };
+    let status = if written.acks.is_some() { status } else { 202 };
+    let acks = written.acks.map(AcksText);
+    json::append(
+        out,
+        &WrittenText {
+            status,
+            version: VersionText(written.version),
+            value,
+            acks,
+        },
+    );
+}
+
+/// Where a batch's operations come from.
+enum Source {
+    Steps(std::vec::IntoIter<Step>),
+    Lines(Lines),
+}
+
+impl Source {
+    /// The next operation, or nothing at the end. Giving up waiting for it loses nothing.
+    async fn next(&mut self, client: &Client, shared: Shared) -> Option<Step> {
+        match self {
+            Self::Steps(steps) => steps.next(),
+            Self::Lines(lines) => lines.next(client, shared).await,
+        }
+    }
+
+    fn broke_off(&self) -> bool {
+        matches!(self, Self::Lines(lines) if lines.broke_off)
+    }
+}
+
+/// A body, line by line.
+struct Lines {
+    body: Body,
+    /// The stream's `Idempotency-Key`: each line makes an id of its own from it.
+    header: Option<Bytes>,
+    buffer: BytesMut,
+    /// How far `buffer` has been searched for a line's end.
+    searched: usize,
+    index: u64,
+    /// The next operation's right is taken already.
+    paid: bool,
+    ended: bool,
+    broke_off: bool,
+}
+
+impl Lines {
+    fn new(body: Body, header: Option<Bytes>) -> Self {
+        Self {
+            body,
+            header,
+            buffer: BytesMut::new(),
+            searched: 0,
+            index: 0,
+            paid: false,
+            ended: false,
+            broke_off: false,
+        }
+    }
+
+    async fn next(&mut self, client: &Client, shared: Shared) -> Option<Step> {
+        loop {
+            self.wait_for_right(client, shared).await;
+            if let Some(line) = self.buffered_line() {
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                self.paid = false;
+                self.index += 1;
+                let idempotency = self
+                    .header
+                    .as_deref()
+                    .map(|h| IdempotencyKey::new(h, &[&line]));
+                return Some(Step::of_line(
+                    &line,
+                    self.index - 1,
+                    Shared {
+                        idempotency,
+                        ..shared
+                    },
+                ));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(problem) = self.fill(shared).await {
+                (self.ended, self.broke_off) = (true, true);
+                self.buffer.clear();
+                return Some(Step::Refused(problem));
+            }
+        }
+    }
+
+    /// A stream is held up by its rate limit rather than refused.
+    async fn wait_for_right(&mut self, client: &Client, shared: Shared) {
+        while !self.paid {
+            match client.pause(shared.limits.rate) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => self.paid = true,
+            }
+        }
+    }
+
+    fn buffered_line(&mut self) -> Option<Bytes> {
+        let rest = &self.buffer[self.searched..];
+        if let Some(at) = rest.iter().position(|b| *b == b'\n') {
+            let line = self.buffer.split_to(self.searched + at).freeze();
+            self.buffer.advance(1);
+            self.searched = 0;
+            return Some(line);
+        }
+        self.searched = self.buffer.len();
+        if self.ended && !self.buffer.is_empty() {
+            self.searched = 0;
+            return Some(self.buffer.split().freeze());
+        }
+        None
+    }
+
+    /// Takes in one more piece of the body.
+    async fn fill(&mut self, shared: Shared) -> Result<(), Problem> {
+        let line_bytes_max = shared.limits.batch_bytes();
+        if self.buffer.len() > line_bytes_max {
+            let detail = format!("a line is longer than {line_bytes_max} bytes");
+            return Err(Problem::new(Kind::TooLarge, detail));
+        }
+        let frame = tokio::time::timeout(shared.limits.read_timeout, self.body.frame());
+        match frame.await {
+            Err(_) => Err(intake::too_slow()),
+            Ok(None) => {
+                self.ended = true;
+                Ok(())
+            }
+            Ok(Some(frame)) => {
+                self.buffer.extend_from_slice(&intake::data(frame)?);
+                Ok(())
+            }
+        }
+    }
+}

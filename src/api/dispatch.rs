@@ -1,0 +1,239 @@
+//! From a request to its answer: admission, the short way for single keys, the router for all
+//! else, and the one place where operations are counted and timed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{Extension, Request as RoutedRequest};
+use axum::response::Response as RoutedResponse;
+use axum::routing;
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue};
+use hyper::{Method, Request, Version};
+
+use super::answer::{self, Body, Response};
+use super::client::{Client, Node};
+use super::problem::{Kind, Problem};
+use super::settings::{Limits, Settings};
+use super::watch::Busy;
+use super::{batch, kv, listing, openapi};
+use crate::metrics::Op;
+
+/// Routes that anybody may read, token or not: they tell nothing of the data.
+const OPEN: [&str; 2] = ["/", openapi::PATH];
+
+/// Every address beside the keys' own, with the methods that it answers to.
+pub(super) const ROUTES: [(&str, &str); 4] = [
+    ("/", "GET, HEAD"),
+    (openapi::PATH, "GET, HEAD"),
+    (listing::PATH, "GET, HEAD, DELETE"),
+    (batch::PATH, "POST"),
+];
+
+/// Answers a request.
+pub(super) async fn answer(client: Arc<Client>, request: Request<Incoming>) -> Response {
+    let started = Instant::now();
+    let _busy = Busy::mark(&*client.watch);
+    let op = op(&request);
+    let seen = Seen {
+        head: request.method() == Method::HEAD,
+        has_body: !request.body().is_end_stream(),
+        version: request.version(),
+    };
+    let (limits, admitted) = {
+        let settings = client.node.settings.load();
+        (settings.limits(), admit(&client, &settings, &request, op))
+    };
+    let answered = match admitted {
+        Err(problem) => Err(problem),
+        Ok(()) if request.uri().path().starts_with(kv::PREFIX) => {
+            kv::answer(&client, limits, request).await
+        }
+        Ok(()) => Ok(Box::pin(routed(&client, limits, request)).await),
+    };
+    let response = finish(&client, seen, answered);
+    if let Some(op) = op {
+        count(&client.node, op, started, &response);
+    }
+    response
+}
+
+/// What of a request matters after it has been consumed.
+#[derive(Clone, Copy)]
+struct Seen {
+    head: bool,
+    has_body: bool,
+    version: Version,
+}
+
+/// Which operation a request is counted as.
+fn op(request: &Request<Incoming>) -> Option<Op> {
+    match request.uri().path() {
+        path if path.starts_with(kv::PREFIX) => kv::op(request),
+        listing::PATH if request.method() == Method::DELETE => Some(Op::DeletePrefix),
+        listing::PATH => Some(Op::List),
+        batch::PATH => Some(Op::Batch),
+        _ => None,
+    }
+}
+
+/// Lets a request in, or says why not.
+fn admit(
+    client: &Client,
+    settings: &Settings,
+    request: &Request<Incoming>,
+    op: Option<Op>,
+) -> Result<(), Problem> {
+    if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
+        let header = request
+            .headers()
+            .get(AUTHORIZATION)
+            .map(HeaderValue::as_bytes);
+        if !header
+            .and_then(bearer)
+            .is_some_and(|token| settings.accepts(token))
+        {
+            let detail = match header {
+                None => "send 'Authorization: Bearer TOKEN' with a token of this cluster",
+                Some(_) => "the token in Authorization is none that this cluster accepts",
+            };
+            return Err(Problem::new(Kind::Unauthorized, detail));
+        }
+    }
+    match op {
+        // A batch is charged for each of its operations, where they are known.
+        Some(Op::Batch) => Ok(()),
+        _ => client.spend(settings.rate, 1),
+    }
+}
+
+/// The token in an `Authorization` field, RFC 6750 §2.1.
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(7)?;
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| token.trim_ascii())
+}
+
+/// Completes an answer with what depends on the request and the connection.
+fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> Response {
+    let failed = answered
+        .as_ref()
+        .map_or(true, |response| response.status().as_u16() >= 400);
+    client.watch.leaves_unread(seen.has_body && failed);
+    let mut response = answered.unwrap_or_else(Problem::into_response);
+    // HTTP/2 ends streams one by one; its connections have no such field.
+    if failed && seen.version >= Version::HTTP_2 {
+        response.headers_mut().remove(CONNECTION);
+    }
+    if seen.head {
+        if let Some(length) = response.body().size_hint().exact() {
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, answer::number(length));
+        }
+        *response.body_mut() = Body::Whole(Bytes::new());
+    }
+    response
+}
+
+/// Counts an operation. Errors are the node's or the cluster's: 500 and above.
+pub(super) fn count(node: &Node, op: Op, started: Instant, response: &Response) {
+    // A batch under way counts itself when it is through.
+    if op == Op::Batch && response.status().is_success() {
+        return;
+    }
+    node.metrics
+        .op(op)
+        .record(started.elapsed(), !response.status().is_server_error());
+}
+
+/// The router's way.
+async fn routed(client: &Arc<Client>, limits: Limits, request: Request<Incoming>) -> Response {
+    use tower_service::Service;
+
+    let mut request = request.map(axum::body::Body::new);
+    request.extensions_mut().insert(Arc::clone(client));
+    request.extensions_mut().insert(limits);
+    let response: RoutedResponse = match client.node.router.clone().call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let mut response = response.map(|body| match body.size_hint().exact() {
+        Some(0) => Body::Whole(Bytes::new()),
+        _ => Body::Streamed(body),
+    });
+    answer::harden(response.headers_mut());
+    response
+}
+
+/// The routes beside the keys' own.
+pub(super) fn router() -> Router {
+    Router::new()
+        .route("/", routing::get(welcome))
+        .route(openapi::PATH, routing::get(document))
+        .route(listing::PATH, routing::get(list).delete(delete_prefix))
+        .route(batch::PATH, routing::post(run_batch))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(nowhere)
+}
+
+type OfClient = Extension<Arc<Client>>;
+type InLimits = Extension<Limits>;
+
+fn respond(answered: Result<Response, Problem>) -> RoutedResponse {
+    answered
+        .unwrap_or_else(Problem::into_response)
+        .map(axum::body::Body::new)
+}
+
+async fn welcome() -> RoutedResponse {
+    respond(Ok(answer::json(Bytes::from_static(WELCOME.as_bytes()))))
+}
+
+const WELCOME: &str = concat!(
+    "{\"name\":\"aegiskv\",\"version\":\"",
+    env!("CARGO_PKG_VERSION"),
+    "\",\"api\":\"/openapi.json\",\"docs\":\"docs/api.md, and the manual: man aegiskv\"}"
+);
+
+async fn document(Extension(limits): InLimits) -> RoutedResponse {
+    respond(Ok(answer::json(openapi::document(limits))))
+}
+
+async fn list(Extension(client): OfClient, request: RoutedRequest) -> RoutedResponse {
+    respond(listing::list(&client, &request))
+}
+
+async fn delete_prefix(
+    Extension(client): OfClient,
+    Extension(limits): InLimits,
+    request: RoutedRequest,
+) -> RoutedResponse {
+    respond(listing::delete(&client, limits, request).await)
+}
+
+async fn run_batch(
+    Extension(client): OfClient,
+    Extension(limits): InLimits,
+    request: RoutedRequest,
+) -> RoutedResponse {
+    respond(batch::answer(client, limits, request).await)
+}
+
+async fn wrong_method(request: RoutedRequest) -> RoutedResponse {
+    let path = request.uri().path();
+    let allow = ROUTES
+        .iter()
+        .find(|(route, _)| *route == path)
+        .map_or("GET", |(_, allow)| allow);
+    respond(Err(Problem::method_not_allowed(allow)))
+}
+
+async fn nowhere() -> RoutedResponse {
+    let detail = "keys are at /v1/kv/{key}, listings at /v1/kv?prefix=, batches at /v1/batch; \
+                  /openapi.json describes them all";
+    respond(Err(Problem::new(Kind::NoSuchRoute, detail)))
+}

@@ -1,0 +1,26 @@
+//! The client API over HTTP: the only place that knows routes, header fields and status codes.
+//!
+//! Keys, values and results go through as the bytes they are; what a request means is decided by
+//! [`crate::coordinator`]. Invariants: no answer leaves without the header fields that keep
+//! browsers from running it; a key is decoded exactly once; every body, wait and queue is bounded
+//! by a setting of [`Settings`] or a constant here.
+
+mod answer;
+mod batch;
+mod client;
+mod dispatch;
+mod intake;
+mod json;
+mod kv;
+mod listing;
+mod openapi;
+mod params;
+mod problem;
+mod serve;
+mod settings;
+pub mod tls;
+mod watch;
+mod wire;
+
+pub use serve::Server;
+pub use settings::{BATCH_OPS_MAX, Rate, Settings, Token};

@@ -1,0 +1,125 @@
+//! What an operator can change about the client API while it serves.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+
+/// Operations that one JSON batch may hold. A stream of lines may hold any number.
+pub const BATCH_OPS_MAX: usize = 10_000;
+
+/// Settings in force. All of them may change between two requests of one connection.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Tokens that are accepted; none: everybody is.
+    pub tokens: Vec<Token>,
+    /// Limit per connection, if there is one.
+    pub rate: Option<Rate>,
+    /// Longest wait for a request: from the end of the last one (or the connection's start) until
+    /// its head is complete, and again until its body is; between two pieces of a streamed one.
+    pub read_timeout: Duration,
+    /// Longest time that a client may leave an answer untaken.
+    pub write_timeout: Duration,
+    /// Connections served at once; the next one is refused.
+    pub max_conns: usize,
+    /// Longest key, in bytes.
+    pub max_key_bytes: usize,
+    /// Largest value, in bytes.
+    pub max_value_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tokens: Vec::new(),
+            rate: None,
+            read_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            max_conns: 10_000,
+            max_key_bytes: 1024,
+            max_value_bytes: 8 << 20,
+        }
+    }
+}
+
+/// So many operations a second, and so many at once after a rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Operations per second.
+    pub per_second: NonZeroU32,
+    /// Operations at once.
+    pub burst: NonZeroU32,
+}
+
+/// A bearer token. It shows in no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// Takes a secret as a token.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// The part of the settings that a request carries along.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) read_timeout: Duration,
+    pub(super) key_bytes: usize,
+    pub(super) value_bytes: usize,
+    pub(super) rate: Option<Rate>,
+}
+
+impl Limits {
+    /// Largest JSON batch, and largest line of a streamed one, in bytes: room for a value of the
+    /// largest size in base64, and for what stands around it.
+    pub(super) fn batch_bytes(self) -> usize {
+        const AROUND: usize = 1 << 20;
+        self.value_bytes.saturating_mul(2).saturating_add(AROUND)
+    }
+}
+
+impl Settings {
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            read_timeout: self.read_timeout,
+            key_bytes: self.max_key_bytes,
+            value_bytes: self.max_value_bytes,
+            rate: self.rate,
+        }
+    }
+
+    /// Whether `presented` is one of the tokens. The time it takes tells the length of the
+    /// tokens at most, never their bytes nor which of them it was.
+    pub(super) fn accepts(&self, presented: &[u8]) -> bool {
+        let mut accepted = subtle::Choice::from(0);
+        for Token(token) in &self.tokens {
+            accepted |= token.as_bytes().ct_eq(presented);
+        }
+        accepted.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_of_the_tokens_is_accepted_and_nothing_else() {
+        let settings = Settings {
+            tokens: vec![Token::new("new"), Token::new("old")],
+            ..Settings::default()
+        };
+        assert!(settings.accepts(b"new") && settings.accepts(b"old"));
+        assert!(!settings.accepts(b"") && !settings.accepts(b"ne") && !settings.accepts(b"newold"));
+        assert!(!format!("{settings:?}").contains("new\""));
+    }
+}

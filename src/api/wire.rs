@@ -1,0 +1,250 @@
+//! A client's byte stream, plain or under TLS, as hyper wants it.
+//!
+//! It tells the connection's [`Watch`] when the peer stops taking bytes, and closes so that the
+//! last answer arrives: a socket closed with unread input is reset by the kernel, and the reset
+//! may overtake the answer. So what the peer still sends is read and dropped for a short while.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
+
+use super::watch::Watch;
+
+/// How an HTTP/2 client begins, RFC 9113 §3.4.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Longest time that a closed connection is read on.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// Most bytes that are read on after the close.
+const LINGER_BYTES_MAX: usize = 64 << 20;
+/// Bytes read and dropped at once.
+const SCRATCH_BYTES: usize = 16 << 10;
+
+/// What the client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// The transport.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A client's byte stream.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: TokioIo<Stream>,
+    /// Read already, to learn the protocol.
+    prefix: Bytes,
+    watch: Arc<Watch>,
+    lingering: Option<Lingering>,
+}
+
+#[derive(Debug)]
+struct Lingering {
+    until: Pin<Box<Sleep>>,
+    bytes_left: usize,
+    /// The peer is known to be sending still.
+    sending: bool,
+}
+
+impl Wire {
+    /// Wraps a stream, and learns from its first bytes what the client speaks. Bytes that cannot
+    /// begin HTTP/2 are left to HTTP/1's parser, to refuse or to understand.
+    ///
+    /// # Errors
+    /// Whatever reading comes to, and `UnexpectedEof` when the client sent nothing.
+    pub(super) async fn open(
+        mut stream: Stream,
+        watch: Arc<Watch>,
+    ) -> io::Result<(Self, Protocol)> {
+        let mut start = [0; HTTP2_PREFACE.len()];
+        let mut len = 0;
+        let protocol = loop {
+            match stream.read(&mut start[len..]).await? {
+                0 if len == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => break Protocol::Http1,
+                n => len += n,
+            }
+            if start[..len] != HTTP2_PREFACE[..len] {
+                break Protocol::Http1;
+            }
+            if len == HTTP2_PREFACE.len() {
+                break Protocol::Http2;
+            }
+        };
+        let prefix = Bytes::copy_from_slice(&start[..len]);
+        let stream = TokioIo::new(stream);
+        Ok((
+            Self {
+                stream,
+                prefix,
+                watch,
+                lingering: None,
+            },
+            protocol,
+        ))
+    }
+
+    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(_) => self.watch.write_went_on(),
+            Poll::Pending => self.watch.write_is_blocked(),
+        }
+        written
+    }
+}
+
+impl Read for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let len = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl Write for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.inner().is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_pending() {
+            self.watch.write_is_blocked();
+        }
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let wire = &mut *self;
+        if wire.lingering.is_none() {
+            ready!(Pin::new(&mut wire.stream).poll_shutdown(cx))?;
+        }
+        let sending = wire.watch.has_unread();
+        let lingering = wire.lingering.get_or_insert_with(|| Lingering {
+            until: Box::pin(tokio::time::sleep(LINGER_MAX)),
+            bytes_left: LINGER_BYTES_MAX,
+            sending,
+        });
+        lingering.poll(wire.stream.inner_mut(), cx)
+    }
+}
+
+impl Lingering {
+    /// Ready once the peer has nothing more to say, or has said it for long enough.
+    fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; SCRATCH_BYTES];
+        while self.bytes_left > 0 {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.sending = true;
+                    self.bytes_left = self.bytes_left.saturating_sub(buf.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending if self.sending => return self.until.as_mut().poll(cx).map(Ok),
+                Poll::Pending => return Poll::Ready(Ok(())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

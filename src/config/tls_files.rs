@@ -1,0 +1,78 @@
+//! Whether the TLS files hold what their keys say, and belong together.
+//!
+//! Invariant: no error repeats a file's content, which may be a private key.
+
+use std::path::Path;
+
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::CertifiedKey;
+use rustls::{Error as TlsError, InconsistentKeys};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::check::{read_regular, shown};
+
+/// Largest file of certificates or keys that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What is wrong with a file, and how to mend it.
+pub(super) struct Fault {
+    pub(super) what: String,
+    pub(super) mend: &'static str,
+}
+
+/// Reads a file's certificates; there is at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let pem = read(path)?;
+    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or_else(|| Fault {
+        what: format!("{} holds no certificate in PEM", shown(path)),
+        mend: "name a file that begins with -----BEGIN CERTIFICATE-----",
+    })
+}
+
+/// Reads a file's private key.
+pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|_| Fault {
+        what: format!("{} holds no private key in PEM", shown(path)),
+        mend: "name a file with an unencrypted PKCS#8, SEC1 or PKCS#1 key",
+    })
+}
+
+/// Whether the key is one that can sign, and the certificate's own.
+pub(super) fn pair(
+    certificates: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'static>,
+) -> Result<(), Fault> {
+    let key = any_supported_type(key).map_err(|_| Fault {
+        what: "is of a kind that TLS cannot use here".to_owned(),
+        mend: "make an ECDSA, Ed25519 or RSA key of 2048 bits or more",
+    })?;
+    match CertifiedKey::new(certificates, key).keys_match() {
+        Ok(()) | Err(TlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(_) => Err(Fault {
+            what: "does not belong to the certificate in tls_cert_file".to_owned(),
+            mend: "name the key that the certificate was made for",
+        }),
+    }
+}
+
+/// Whether others' certificates can be checked against those in the file.
+pub(super) fn authorities(path: &Path) -> Result<(), Fault> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|_| Fault {
+            what: format!("{} holds a certificate that cannot be used", shown(path)),
+            mend: "name the CA's own X.509 certificates",
+        })?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+    read_regular(path, FILE_BYTES_MAX).map_err(|error| Fault {
+        what: format!("{} cannot be read: {error}", shown(path)),
+        mend: "name a file that this user can read",
+    })
+}

@@ -1,0 +1,101 @@
+//! Who may act on the node: whoever has a token, or, while none is set, whoever is on the machine.
+
+use axum::extract::{Extension, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, FORWARDED, HeaderName, ORIGIN};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::{Node, Peer, Problem, Shared};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The tokens in force: any of them opens. While there is none, no token is asked for.
+#[derive(Clone, Default)]
+pub struct Tokens(Vec<Box<[u8]>>);
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({} of them)", self.0.len())
+    }
+}
+
+impl Tokens {
+    /// Takes the tokens that are accepted, in any order.
+    pub fn new<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>) -> Self {
+        Self(tokens.into_iter().map(|token| Box::from(token.as_ref())).collect())
+    }
+
+    /// Whether no token is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether `presented` is one of them. The time taken tells the lengths, nothing else.
+    pub fn accept(&self, presented: &[u8]) -> bool {
+        self.0.iter().fold(Choice::from(0), |any, token| any | token.ct_eq(presented)).into()
+    }
+}
+
+/// Lets a request through to the actions, or says what it lacks.
+pub(super) async fn guard<N: Node>(
+    State(shared): State<Shared<N>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let tokens = shared.node.tokens();
+    let allowed = if tokens.is_empty() {
+        from_this_machine(peer.ip().to_canonical().is_loopback(), request.headers())
+    } else {
+        with_token(&tokens, request.headers())
+    };
+    match allowed {
+        Ok(()) => {
+            tracing::info!(%peer, action = request.uri().path(), "operator's request");
+            next.run(request).await
+        }
+        Err(problem) => {
+            tracing::warn!(%peer, action = request.uri().path(), "operator's request refused");
+            problem.into_response()
+        }
+    }
+}
+
+fn with_token(tokens: &Tokens, headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Err(Problem::unauthorized(
+            "this action needs the header `Authorization: Bearer TOKEN` with the node's auth_token",
+        ));
+    };
+    match value.as_bytes().split_at_checked("Bearer ".len()) {
+        Some((scheme, token))
+            if scheme.eq_ignore_ascii_case(b"Bearer ") && tokens.accept(token.trim_ascii()) =>
+        {
+            Ok(())
+        }
+        _ => Err(Problem::unauthorized("the token is not one of the node's auth_token")),
+    }
+}
+
+/// Without a token the machine's own users may act. A web page that one of them has open may not,
+/// nor may those for whom a proxy on this machine speaks.
+fn from_this_machine(is_loopback: bool, headers: &HeaderMap) -> Result<(), Problem> {
+    if !is_loopback {
+        return Err(Problem::forbidden(
+            "while auth_token is not set, actions are taken from this machine only: run the \
+             request there, or set auth_token and send it as `Authorization: Bearer TOKEN`",
+        ));
+    }
+    for name in [ORIGIN, FORWARDED, FORWARDED_FOR] {
+        if headers.contains_key(&name) {
+            return Err(Problem::forbidden(format!(
+                "while auth_token is not set, actions are taken from this machine only, and the \
+                 header `{name}` says that a web page or a proxy is asking: set auth_token and \
+                 send it as `Authorization: Bearer TOKEN`"
+            )));
+        }
+    }
+    Ok(())
+}

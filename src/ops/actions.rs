@@ -1,0 +1,155 @@
+//! The operator's actions: `POST /admin/...`.
+//!
+//! Each that takes time runs as a task of its own, so that it is not cut off half way when the
+//! asker hangs up.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{ActionError, Node, Problem, Shared};
+
+type Answer = Result<Json<Value>, Problem>;
+
+pub(super) async fn reload<N: Node>(State(shared): State<Shared<N>>) -> Answer {
+    let reloaded = to_its_end(shared.node, |node| async move { node.reload().await }).await?;
+    Ok(Json(json!({
+        "applied": reloaded.applied,
+        "needs_restart": reloaded.needs_restart,
+        "warnings": reloaded.warnings,
+    })))
+}
+
+pub(super) async fn snapshot<N: Node>(State(shared): State<Shared<N>>) -> Answer {
+    let snapshot = to_its_end(shared.node, |node| async move { node.snapshot().await }).await?;
+    Ok(Json(json!({
+        "items": snapshot.items,
+        "bytes": snapshot.bytes,
+        "took_seconds": snapshot.took.as_secs_f64(),
+    })))
+}
+
+pub(super) async fn truncate<N: Node>(State(shared): State<Shared<N>>) -> Answer {
+    let freed = to_its_end(shared.node, |node| async move { node.truncate_wal().await }).await?;
+    Ok(Json(json!({ "segments_removed": freed.segments, "bytes_freed": freed.bytes })))
+}
+
+pub(super) async fn drain<N: Node>(State(shared): State<Shared<N>>) -> (StatusCode, Json<Value>) {
+    let drained = shared.node.drain();
+    let body = json!({ "phase": "draining", "active_connections": drained.active_connections });
+    (StatusCode::ACCEPTED, Json(body))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RateLimitQuery {
+    ops_per_sec: u32,
+}
+
+pub(super) async fn rate_limit<N: Node>(
+    State(shared): State<Shared<N>>,
+    query: Result<Query<RateLimitQuery>, QueryRejection>,
+) -> Answer {
+    let Ok(Query(RateLimitQuery { ops_per_sec })) = query else {
+        return Err(Problem::bad_request(
+            "say ?ops_per_sec=N, operations per second for each connection; 0 lifts the limit",
+        ));
+    };
+    shared.node.set_rate_limit(NonZeroU32::new(ops_per_sec));
+    tracing::info!(ops_per_sec, "rate limit set until the next reload or start");
+    Ok(Json(json!({ "ops_per_sec": ops_per_sec })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct LogLevelQuery {
+    level: String,
+}
+
+pub(super) async fn log_level<N: Node>(
+    State(shared): State<Shared<N>>,
+    query: Result<Query<LogLevelQuery>, QueryRejection>,
+) -> Answer {
+    let Ok(Query(LogLevelQuery { level })) = query else {
+        return Err(Problem::bad_request("say ?level=error, warn, info, debug or trace"));
+    };
+    shared.node.set_log_level(&level).map_err(problem)?;
+    tracing::info!(level, "log level set until the next reload or start");
+    Ok(Json(json!({ "level": level })))
+}
+
+pub(super) async fn decommission<N: Node>(
+    State(shared): State<Shared<N>>,
+    Path(id): Path<String>,
+) -> Problem {
+    only_member(&shared, &id, "there is no other node to take its shards")
+}
+
+pub(super) async fn remove<N: Node>(
+    State(shared): State<Shared<N>>,
+    Path(id): Path<String>,
+) -> Problem {
+    only_member(&shared, &id, "and it is alive")
+}
+
+fn only_member<N: Node>(shared: &Shared<N>, id: &str, why: &str) -> Problem {
+    let node_id = shared.node.status().node_id;
+    if id == node_id {
+        Problem::conflict(format!("{id} is the only member of its cluster, {why}"))
+    } else {
+        Problem::not_found(format!("the cluster has no member {id}; its only member is {node_id}"))
+    }
+}
+
+/// Runs an action in a task of its own and waits for it.
+async fn to_its_end<N, T, F>(
+    node: Arc<N>,
+    action: impl FnOnce(Arc<N>) -> F + Send + 'static,
+) -> Result<T, Problem>
+where
+    N: Node,
+    T: Send + 'static,
+    F: Future<Output = Result<T, ActionError>> + Send + 'static,
+{
+    match tokio::spawn(action(node)).await {
+        Ok(result) => result.map_err(problem),
+        Err(broken) => {
+            tracing::error!(error = %broken, "an action did not come to its end");
+            Err(Problem::failed("the action did not come to its end; the log says why"))
+        }
+    }
+}
+
+fn problem(error: ActionError) -> Problem {
+    match error {
+        ActionError::Conflict(why) => Problem::conflict(why),
+        ActionError::Invalid { .. } => Problem::bad_request(error.to_string()),
+        ActionError::Refused { problems } => Problem::refused(
+            "the new configuration has mistakes; the old one stays in force",
+            problems,
+        ),
+        ActionError::Failed { .. } => {
+            let chain = chain(&error);
+            tracing::error!(error = chain, "an operator's request failed");
+            Problem::failed(chain)
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,103 @@
+//! Port 7702: health, metrics, the cluster's view and the operator's actions.
+//!
+//! It owns routes, JSON shapes and status codes of this port, and who may act. It answers from the
+//! first moment of the process, long before the node serves clients, and until its last.
+//! It decides nothing: it shows what [`Node`] says and passes actions on to it, and an action once
+//! begun runs to its end even if its asker hangs up.
+
+mod access;
+mod actions;
+mod node;
+mod problem;
+mod serve;
+mod status;
+mod views;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::header::{CACHE_CONTROL, HeaderValue};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::metrics::Metrics;
+
+pub use access::Tokens;
+pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
+pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
+pub use status::{Phase, Position, Shard, ShardState, Status, Wal};
+
+use problem::Problem;
+
+/// Who is at the other end; put into each request by [`Listener::serve`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) std::net::SocketAddr);
+
+/// What the handlers share.
+struct Shared<N> {
+    node: Arc<N>,
+    metrics: Arc<Metrics>,
+}
+
+impl<N> Clone for Shared<N> {
+    fn clone(&self) -> Self {
+        Self { node: Arc::clone(&self.node), metrics: Arc::clone(&self.metrics) }
+    }
+}
+
+/// The routes of port 7702, over `node`.
+pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
+    let shared = Shared { node, metrics };
+    let admin = Router::new()
+        .route("/reload", post(actions::reload::<N>))
+        .route("/snapshot", post(actions::snapshot::<N>))
+        .route("/wal/truncate", post(actions::truncate::<N>))
+        .route("/drain", post(actions::drain::<N>))
+        .route("/rate-limit", post(actions::rate_limit::<N>))
+        .route("/log-level", post(actions::log_level::<N>))
+        .route("/nodes/{id}/decommission", post(actions::decommission::<N>))
+        .route("/nodes/{id}/remove", post(actions::remove::<N>))
+        .route_layer(from_fn_with_state(shared.clone(), access::guard::<N>));
+    Router::new()
+        .route("/health", get(views::health::<N>))
+        .route("/live", get(views::health::<N>))
+        .route("/ready", get(views::ready::<N>))
+        .route("/metrics", get(views::metrics::<N>))
+        .route("/cluster", get(views::cluster::<N>))
+        .route("/cluster/shards", get(views::shards::<N>))
+        .route("/stats", get(views::stats::<N>))
+        .route("/config", get(views::config::<N>))
+        .nest("/admin", admin)
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(map_response(never_cached))
+        .with_state(shared)
+}
+
+async fn no_such_path(request: Request) -> Response {
+    Problem::not_found(format!(
+        "port 7702 has no {}; it has /health /live /ready /metrics /cluster /cluster/shards \
+         /stats /config and, for POST, /admin/...",
+        request.uri().path()
+    ))
+    .into_response()
+}
+
+async fn no_such_method(request: Request) -> Response {
+    Problem::method_not_allowed(format!(
+        "{} does not take {}; the header Allow says what it takes",
+        request.uri().path(),
+        request.method()
+    ))
+    .into_response()
+}
+
+async fn never_cached(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

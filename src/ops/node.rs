@@ -1,0 +1,120 @@
+//! What this port needs of the node. The server implements it; so do the tests.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Shard, Status, Tokens};
+
+/// The node, as its operator sees it. Everything but the actions answers at once, in every phase.
+pub trait Node: Send + Sync + 'static {
+    /// Its state now.
+    fn status(&self) -> Status;
+
+    /// Every shard that it knows; none while it starts.
+    fn shards(&self) -> Vec<Shard>;
+
+    /// The configuration in force, each value with its source, secrets redacted.
+    fn config(&self) -> Value;
+
+    /// The tokens that open the actions.
+    fn tokens(&self) -> Arc<Tokens>;
+
+    /// Reads the configuration again and applies it, or keeps the old one.
+    fn reload(&self) -> impl Future<Output = Result<Reloaded, ActionError>> + Send;
+
+    /// Writes a snapshot of all shards and waits until it is durable.
+    fn snapshot(&self) -> impl Future<Output = Result<Snapshot, ActionError>> + Send;
+
+    /// Writes a snapshot and removes the segments of the log that it makes unneeded.
+    fn truncate_wal(&self) -> impl Future<Output = Result<Truncated, ActionError>> + Send;
+
+    /// Stops taking work, for good; answers at once. Draining again changes nothing.
+    fn drain(&self) -> Drained;
+
+    /// Sets the operations per second that one connection may ask for, until the next reload or
+    /// start.
+    fn set_rate_limit(&self, limit: RateLimit);
+
+    /// Sets what is logged, as `log_level` would, until the next reload or start.
+    ///
+    /// # Errors
+    /// [`ActionError::Invalid`] for a level there is not.
+    fn set_log_level(&self, level: &str) -> Result<(), ActionError>;
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Reloaded {
+    /// Keys whose new value is in force.
+    pub applied: Vec<String>,
+    /// Keys whose new value waits for a restart.
+    pub needs_restart: Vec<String>,
+    /// What was noted about the new configuration and did not hinder it.
+    pub warnings: Vec<String>,
+}
+
+/// A finished snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Entries in it.
+    pub items: u64,
+    /// Its size on disk.
+    pub bytes: u64,
+    /// Time it took.
+    pub took: Duration,
+}
+
+/// What was removed of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncated {
+    /// Segments removed.
+    pub segments: u64,
+    /// Bytes freed.
+    pub bytes: u64,
+}
+
+/// What is still open once draining began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Client connections not closed yet.
+    pub active_connections: u64,
+}
+
+/// Operations per second that one connection may ask for; `None` is without limit.
+pub type RateLimit = Option<NonZeroU32>;
+
+/// Why an action did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    /// Not in the node's present state; says which, and what would help.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// A parameter that makes no sense.
+    #[error("{parameter}: {expected}")]
+    Invalid {
+        /// Its name.
+        parameter: &'static str,
+        /// What would make sense.
+        expected: &'static str,
+    },
+    /// The new configuration is wrong; the old one stays in force.
+    #[error("the new configuration has {} mistakes; the old one stays in force", .problems.len())]
+    Refused {
+        /// All that is wrong with it.
+        problems: Vec<String>,
+    },
+    /// It was tried and failed.
+    #[error("{what} failed")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}

@@ -1,0 +1,123 @@
+//! The node's state as this port shows it, gathered once for each request.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::metrics::Readings;
+
+/// Where the process stands in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not serving yet.
+    Starting {
+        /// What it is at and how far, in words: `replaying the log: 3 of 12 segments`.
+        progress: String,
+    },
+    /// Serving clients.
+    Serving,
+    /// Answering what came before, taking nothing new.
+    Draining,
+}
+
+impl Phase {
+    /// One word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// The node at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Where in its life.
+    pub phase: Phase,
+    /// Its cluster, as `cluster_id` shows it; `None` until the data directory is open.
+    pub cluster_id: Option<String>,
+    /// Its name.
+    pub node_id: String,
+    /// The topology's epoch.
+    pub epoch: u64,
+    /// Where clients reach it; `None` until it listens.
+    pub client_addr: Option<SocketAddr>,
+    /// Where other nodes reach it; `None` while it talks to none.
+    pub gossip_addr: Option<SocketAddr>,
+    /// Its zone; empty if unset.
+    pub zone: String,
+    /// Its region; empty if unset.
+    pub region: String,
+    /// Time since the process started.
+    pub uptime: Duration,
+    /// The log.
+    pub wal: Wal,
+    /// Listeners open to other machines without the protection they should have: what follows, and
+    /// how to mend it, one sentence each.
+    pub exposures: Vec<String>,
+    /// The figures that the gauges show as well.
+    pub readings: Readings,
+}
+
+/// The write-ahead log's state.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Wal {
+    /// `off`, `async` or `sync`.
+    pub mode: &'static str,
+    /// Segments on disk.
+    pub segments: u64,
+}
+
+/// How a shard stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardState {
+    /// All copies there and caught up.
+    Healthy,
+    /// Fewer living copies than its configuration names.
+    UnderReplicated,
+    /// A copy is being brought level.
+    CatchingUp,
+    /// Changing its nodes.
+    Moving,
+    /// No primary that can answer.
+    Unavailable,
+}
+
+/// One shard's configuration and positions.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shard {
+    /// Its number.
+    pub shard: u16,
+    /// Its configuration's epoch.
+    pub epoch: u64,
+    /// The node that orders its writes, if there is one.
+    pub primary: Option<String>,
+    /// Nodes that count in its quorums.
+    pub voters: Vec<String>,
+    /// Nodes that are being brought level.
+    pub learners: Vec<String>,
+    /// How it stands.
+    pub state: ShardState,
+    /// The last record of each copy that this node knows of, by node.
+    pub positions: BTreeMap<String, Position>,
+}
+
+/// A place in a shard's log, as JSON shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Position {
+    /// The epoch whose primary ordered the record.
+    pub epoch: u32,
+    /// The record's number.
+    pub seq: u64,
+}
+
+impl From<crate::entry::Position> for Position {
+    fn from(position: crate::entry::Position) -> Self {
+        Self { epoch: position.epoch, seq: position.seq }
+    }
+}

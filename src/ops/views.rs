@@ -1,0 +1,213 @@
+//! What can be looked at: `GET /health`, `/ready`, `/metrics`, `/cluster` and so on.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::{Node, Phase, Problem, Shared, Status};
+use crate::metrics;
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) async fn health<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
+    let status = shared.node.status();
+    let mut body = json!({
+        "status": "ok",
+        "node_id": status.node_id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "phase": status.phase.word(),
+        "uptime_seconds": status.uptime.as_secs(),
+    });
+    if let Phase::Starting { progress } = status.phase {
+        body["progress"] = progress.into();
+    }
+    Json(body)
+}
+
+pub(super) async fn ready<N: Node>(
+    State(shared): State<Shared<N>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let status = shared.node.status();
+    let checks = match query.as_deref().unwrap_or_default() {
+        "" => readiness(&status),
+        "for=stop" => vec![stoppable(&status)],
+        _ => return Err(Problem::bad_request("/ready takes ?for=stop or no query")),
+    };
+    let ready = checks.iter().all(|check| check.passed);
+    let texts: Map<String, Value> =
+        checks.into_iter().map(|check| (check.name.to_owned(), check.text.into())).collect();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((code, Json(json!({ "ready": ready, "checks": texts }))).into_response())
+}
+
+/// One line of `/ready`.
+struct Check {
+    name: &'static str,
+    passed: bool,
+    text: String,
+}
+
+impl Check {
+    fn passed(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, passed: true, text: text.into() }
+    }
+
+    fn failed(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, passed: false, text: text.into() }
+    }
+}
+
+/// Whether clients should be sent here. Insecure listeners and a refused reload are named, since
+/// this is where an operator looks, but they keep nobody from being served.
+fn readiness(status: &Status) -> Vec<Check> {
+    let node = match &status.phase {
+        Phase::Serving => Check::passed("node", "ok"),
+        Phase::Starting { progress } => Check::failed("node", format!("starting: {progress}")),
+        Phase::Draining => Check::failed("node", "draining: takes no new work"),
+    };
+    let starting = matches!(status.phase, Phase::Starting { .. });
+    let wal = match status.wal.mode {
+        _ if starting => Check::failed("wal", "not open yet"),
+        "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
+        _ => Check::passed("wal", "ok"),
+    };
+    let shards =
+        if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
+    let listeners = match status.exposures.as_slice() {
+        [] => Check::passed("listeners", "ok"),
+        exposures => Check::passed("listeners", format!("insecure: {}", exposures.join("; "))),
+    };
+    let config = if status.readings.config_reload_success {
+        Check::passed("config", "ok")
+    } else {
+        Check::passed(
+            "config",
+            "the last reload was refused; the configuration before it is in force",
+        )
+    };
+    vec![node, wal, shards, listeners, config]
+}
+
+fn shards_check(status: &Status) -> Check {
+    let counts = &status.readings.shards;
+    let troubles: Vec<String> = counts
+        .by_state()
+        .into_iter()
+        .filter(|(state, count)| *state != "healthy" && *count > 0)
+        .map(|(state, count)| format!("{count} {}", state.replace('_', " ")))
+        .collect();
+    let text = if troubles.is_empty() { "ok".to_owned() } else { troubles.join(", ") };
+    // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer.
+    if counts.catching_up > 0 || counts.unavailable > 0 {
+        Check::failed("shards", text)
+    } else {
+        Check::passed("shards", text)
+    }
+}
+
+/// Whether every shard keeps its write quorum without this node. Alone in its cluster, a node that
+/// has shards never passes: while it is down, nobody serves them.
+fn stoppable(status: &Status) -> Check {
+    match (&status.phase, status.readings.shards_owned) {
+        (Phase::Starting { .. }, _) => {
+            Check::failed("write_quorum", "not known before the node has started")
+        }
+        (_, 0) => Check::passed("write_quorum", "ok: this node holds no shard"),
+        (_, shards) => Check::failed(
+            "write_quorum",
+            format!(
+                "this node is the only member of its cluster: while it is stopped, none of its \
+                 {shards} shards can be read or written"
+            ),
+        ),
+    }
+}
+
+pub(super) async fn metrics<N: Node>(
+    State(shared): State<Shared<N>>,
+) -> ([(HeaderName, &'static str); 1], String) {
+    let readings = shared.node.status().readings;
+    ([(CONTENT_TYPE, METRICS_TYPE)], shared.metrics.render(&readings))
+}
+
+pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
+    let status = shared.node.status();
+    let shards = &status.readings.shards;
+    Json(json!({
+        "cluster_id": status.cluster_id,
+        "epoch": status.epoch,
+        "leader": status.node_id,
+        "members": [{
+            "node_id": status.node_id,
+            "status": match status.phase {
+                Phase::Starting { .. } => "joining",
+                Phase::Serving => "alive",
+                Phase::Draining => "leaving",
+            },
+            "client_addr": status.client_addr,
+            "gossip_addr": status.gossip_addr,
+            "zone": status.zone,
+            "region": status.region,
+            "version": env!("CARGO_PKG_VERSION"),
+            "shards": status.readings.shards_owned,
+            "primaries": status.readings.shard_primaries,
+            "leader": true,
+        }],
+        "shards": {
+            "total": shards.total(),
+            "healthy": shards.healthy,
+            "under_replicated": shards.under_replicated,
+            "catching_up": shards.catching_up,
+            "moving": shards.moving,
+            "unavailable": shards.unavailable,
+        },
+    }))
+}
+
+pub(super) async fn shards<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
+    Json(json!({ "shards": shared.node.shards() }))
+}
+
+pub(super) async fn stats<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
+    let status = shared.node.status();
+    let now = &status.readings;
+    let counted = &shared.metrics;
+    Json(json!({
+        "node_id": status.node_id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "revision": metrics::revision(),
+        "phase": status.phase.word(),
+        "uptime_seconds": status.uptime.as_secs(),
+        "items": now.cache_items,
+        "bytes": now.cache_size_bytes,
+        "bytes_max": now.cache_max_bytes,
+        "evictions": counted.evictions.get(),
+        "expired": counted.expired.get(),
+        "wal": {
+            "mode": status.wal.mode,
+            "bytes": now.wal_bytes,
+            "segments": status.wal.segments,
+            "corruptions": counted.wal_corruptions.get(),
+        },
+        "snapshot": {
+            "finished_at_ms": now.snapshot_finished_at.map(|at| at.0),
+            "took_seconds": now.snapshot_duration.map(|took| took.as_secs_f64()),
+            "failures": counted.snapshot_failures.get(),
+        },
+        "connections": {
+            "active": now.active_connections,
+            "max": now.max_connections,
+            "rejected": counted.rejected_connections.get(),
+        },
+        "shards": now.shards_owned,
+        "primaries": now.shard_primaries,
+    }))
+}
+
+pub(super) async fn config<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
+    Json(shared.node.config())
+}

@@ -1,0 +1,339 @@
+//! The composition root: opens, wires and starts all parts of a node, and ends them in reverse.
+//!
+//! The order of a start: configuration, log, limits; port 7702, which tells how the start goes on;
+//! port 7700, which refuses politely until there is something to serve; the data; upkeep. The order
+//! of a stop: no new connections, the requests under way, upkeep, a last snapshot, the write-ahead
+//! log, the clean mark; port 7702 last.
+//!
+//! It decides nothing about data.
+
+mod data;
+mod node;
+mod upkeep;
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroU32;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::config::{Config, HostPort, Loaded, Sources, TlsClientAuth};
+use crate::coordinator::Coordinator;
+use crate::logging::{self, Logging};
+use crate::metrics::Metrics;
+use crate::ops;
+use crate::process::{self, Notifier, PidFile};
+use crate::wal;
+
+use data::{Data, LoadProgress};
+use node::Node;
+use upkeep::Sweeper;
+
+/// How much more time the service manager is asked for while the data is being loaded.
+const START_EXTENSION: Duration = Duration::from_secs(30);
+
+/// How often progress is told while loading.
+const START_PACE: Duration = Duration::from_secs(5);
+
+/// What a stop may take beyond `drain_timeout`, for the log and the clean mark.
+const STOP_EXTENSION: Duration = Duration::from_secs(30);
+
+/// Runs a node until SIGTERM, SIGINT, or something that it cannot go on after.
+///
+/// # Errors
+/// Why it did not start, or could not go on.
+pub fn run(sources: Sources) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let loaded = sources.load()?;
+    let config = &loaded.config;
+    let logging = start_logging(config)?;
+    loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let files = process::open_files(config.max_conns).context("cannot read the limit of open files")?;
+    if let Some(warning) = &files.warning {
+        tracing::warn!("{warning}");
+    }
+    let _pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(sources, loaded, &logging, files.connections, started));
+    // A load that was interrupted may still be reading; it changes nothing on disk.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Replays the log into a fresh snapshot and prints what was found, without serving anybody.
+///
+/// # Errors
+/// Why that was not possible.
+pub fn replay_wal(sources: Sources) -> anyhow::Result<()> {
+    let loaded = sources.load()?;
+    let _logging = start_logging(&loaded.config)?;
+    let done = data::replay(&loaded.config)?;
+    println!("{done}");
+    Ok(())
+}
+
+async fn serve(
+    sources: Sources,
+    loaded: Loaded,
+    logging: &Logging,
+    connections_max: u32,
+    started: Instant,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let notifier = Notifier::from_environment();
+    let metrics = Arc::new(Metrics::new());
+    let coordinator = Coordinator::new(metrics.clone());
+    coordinator.set_write_copies(loaded.config.write_copies());
+
+    let ops_config = ops::Config { addr: resolve("health_addr", &loaded.config.health_addr)? };
+    let ops_port = ops::Listener::bind(ops_config).await?;
+    let client_addr = resolve("bind_addr", &loaded.config.bind_addr)?;
+    let client_port = TcpListener::bind(client_addr)
+        .await
+        .with_context(|| format!("cannot listen on {client_addr} (bind_addr)"))?;
+    let api = api::Server::new(
+        coordinator.clone(),
+        metrics.clone(),
+        api_settings(&loaded.config, connections_max),
+        load_tls(&loaded.config)?,
+    );
+
+    let node = Arc::new(Node {
+        sources,
+        loaded: Mutex::new(Arc::new(loaded)),
+        started,
+        client_addr: client_port.local_addr().context("cannot tell bind_addr")?,
+        connections_max,
+        metrics: metrics.clone(),
+        coordinator: coordinator.clone(),
+        api: api.clone(),
+        log_level: logging.control(),
+        notifier: notifier.clone(),
+        loading: LoadProgress::default(),
+        data: OnceLock::new(),
+        reload_ok: AtomicBool::new(true),
+        reloading: tokio::sync::Mutex::new(()),
+    });
+    let ops_stop = CancellationToken::new();
+    let ops_task =
+        tokio::spawn(ops_port.serve(ops::router(node.clone(), metrics), ops_stop.clone()));
+    let (stop_api, api_stops) = tokio::sync::oneshot::channel::<Instant>();
+    let api_task = tokio::spawn(async move {
+        // Sent only below; were it dropped, serving would end at once.
+        let stop = async { api_stops.await.unwrap_or_else(|_| Instant::now()) };
+        api.serve(client_port, stop).await
+    });
+    for exposure in node.config().config.exposures() {
+        tracing::warn!("{}", exposure.text);
+    }
+
+    let Some(data) = load(&node, &mut signals).await? else { return Ok(()) };
+    let sweeper = Arc::new(Sweeper::start(data.replica.clone())?);
+    let watchdog = notifier.watchdog().map(|dog| tokio::spawn(upkeep::feed(dog, sweeper.clone())));
+    let snapshots = tokio::spawn(data::snapshot_when_due(data.clone()));
+    notifier.ready("serving");
+    tracing::info!(
+        clients = %node.client_addr,
+        operations = %node.config().config.health_addr,
+        items = data.replica.budget().items(),
+        "serving"
+    );
+
+    let outcome = run_until_end(&node, &data, &mut signals).await;
+
+    notifier.stopping("stopping");
+    let drain_timeout = node.config().config.drain_timeout;
+    notifier.extend_timeout(drain_timeout + STOP_EXTENSION);
+    let deadline = Instant::now() + drain_timeout;
+    if outcome.is_ok() {
+        tracing::info!(?drain_timeout, "stopping: no new connections, requests under way go on");
+        let _ = stop_api.send(deadline);
+        let cut = api_task.await.context("serving clients panicked")?;
+        if cut > 0 {
+            tracing::warn!(connections = cut, "still open after drain_timeout, and cut");
+        }
+    }
+    coordinator.drain();
+    snapshots.abort();
+    watchdog.inspect(|task| task.abort());
+    drop(sweeper);
+    let closed = data::close(data, outcome.is_ok(), deadline).await;
+    ops_stop.cancel();
+    let _ = ops_task.await;
+    outcome.and(closed)
+}
+
+/// Loads the data and begins to serve it. `None` if the node was told to stop meanwhile.
+async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<Arc<Data>>> {
+    let task = {
+        let node = node.clone();
+        tokio::task::spawn_blocking(move || {
+            data::open(&node.config().config, node.metrics.clone(), &node.loading)
+        })
+    };
+    tokio::pin!(task);
+    let mut pace = tokio::time::interval(START_PACE);
+    let data = loop {
+        tokio::select! {
+            loaded = &mut task => break loaded.context("loading the data panicked")??,
+            _ = pace.tick() => {
+                node.notifier.extend_timeout(START_EXTENSION);
+                node.notifier.status(&node.loading.to_string());
+            }
+            signal = signals.next() => match signal {
+                Told::Stop => return Ok(None),
+                Told::Reload => drop(node.reload_now().await),
+            }
+        }
+    };
+    let data = Arc::new(data);
+    node.coordinator.serve(data.replica.clone(), data.incarnation);
+    let _ = node.data.set(data.clone());
+    Ok(Some(data))
+}
+
+/// Reloads when told to, until told to stop, or until the log fails.
+async fn run_until_end(node: &Node, data: &Data, signals: &mut Signals) -> anyhow::Result<()> {
+    let mut failure = data.replica.wal().failure();
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Told::Stop => return Ok(()),
+                Told::Reload => drop(node.reload_now().await),
+            },
+            // Fails only when the log is gone, which `data` keeps.
+            Ok(failed) = failure.wait_for(Option::is_some) => {
+                let error = failed.clone().context("the log failed without saying why")?;
+                node.coordinator.drain();
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+/// What a signal tells the process to do.
+enum Told {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hang_up.recv() => Told::Reload,
+        }
+    }
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<Logging> {
+    let logging = logging::Config {
+        level: config.log_level.clone(),
+        format: config.log_format,
+        dir: config.log_dir.clone(),
+    };
+    Ok(logging::start(&logging)?)
+}
+
+/// The first address that `address` stands for.
+fn resolve(key: &'static str, address: &HostPort) -> anyhow::Result<SocketAddr> {
+    let text = address.to_string();
+    let found = text.to_socket_addrs().with_context(|| format!("cannot resolve {text} ({key})"))?;
+    found.into_iter().next().with_context(|| format!("{text} ({key}) has no address"))
+}
+
+/// Puts into force what may change while the node runs.
+fn apply_live(node: &Node, config: &Config, tls: Option<api::tls::Material>) {
+    node.api.apply(api_settings(config, node.connections_max));
+    node.api.set_tls(tls);
+    node.coordinator.set_write_copies(config.write_copies());
+    if let Some(data) = node.data.get() {
+        data.replica.budget().configure(&store_config(config));
+    }
+    if let Err(error) = node.log_level.set_level(&config.log_level) {
+        tracing::warn!(%error, "log_level not applied");
+    }
+}
+
+/// Certificates and keys, if TLS is on.
+fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::TlsError> {
+    let (true, Some(cert), Some(key)) =
+        (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
+    else {
+        return Ok(None);
+    };
+    let client_auth = match config.tls_client_auth {
+        TlsClientAuth::None => api::tls::ClientAuth::None,
+        TlsClientAuth::Required => api::tls::ClientAuth::Required,
+    };
+    api::tls::Material::load(cert, key, config.tls_ca_file.as_deref(), client_auth).map(Some)
+}
+
+fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
+    api::Settings {
+        tokens: config.auth_token.iter().map(|secret| api::Token::new(secret.expose())).collect(),
+        rate: rate(config.rate_limit, config.rate_burst),
+        read_timeout: config.read_timeout,
+        write_timeout: config.write_timeout,
+        max_conns: config.max_conns.min(connections_max) as usize,
+        max_key_bytes: config.max_key_bytes as usize,
+        max_value_bytes: config.max_value_bytes as usize,
+    }
+}
+
+fn rate(per_second: u32, burst: u32) -> Option<api::Rate> {
+    let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
+    NonZeroU32::new(per_second).map(|per_second| api::Rate { per_second, burst })
+}
+
+fn store_config(config: &Config) -> crate::store::Config {
+    use crate::store::EvictionPolicy;
+    crate::store::Config {
+        max_memory: config.memory_bytes_max(),
+        eviction_ratio: config.eviction_ratio,
+        eviction_policy: match config.eviction_policy {
+            crate::config::EvictionPolicy::S3Fifo => EvictionPolicy::S3Fifo,
+            crate::config::EvictionPolicy::None => EvictionPolicy::None,
+        },
+    }
+}
+
+fn wal_mode(config: &Config) -> wal::Mode {
+    match config.wal_mode {
+        crate::config::WalMode::Off => wal::Mode::Off,
+        crate::config::WalMode::Async => wal::Mode::Async,
+        crate::config::WalMode::Sync => wal::Mode::Sync,
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

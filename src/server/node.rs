@@ -1,0 +1,233 @@
+//! The node as port 7702 shows and steers it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::api;
+use crate::config::{Config, Loaded, Sources};
+use crate::coordinator::{self, Coordinator};
+use crate::logging::LevelControl;
+use crate::metrics::{Metrics, Readings, ShardCounts};
+use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Tokens, Truncated};
+use crate::process::Notifier;
+
+use super::data::{Data, LoadProgress};
+use super::apply_live;
+
+/// All that one running node consists of.
+pub(super) struct Node {
+    pub(super) sources: Sources,
+    pub(super) loaded: Mutex<Arc<Loaded>>,
+    pub(super) started: Instant,
+    pub(super) client_addr: SocketAddr,
+    /// Connections that the limit of open files allows.
+    pub(super) connections_max: u32,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) coordinator: Coordinator,
+    pub(super) api: api::Server,
+    pub(super) log_level: LevelControl,
+    pub(super) notifier: Notifier,
+    pub(super) loading: LoadProgress,
+    /// Empty until the data is loaded.
+    pub(super) data: OnceLock<Arc<Data>>,
+    pub(super) reload_ok: AtomicBool,
+    /// One reload at a time.
+    pub(super) reloading: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    /// The configuration in force.
+    pub(super) fn config(&self) -> Arc<Loaded> {
+        self.loaded.lock().clone()
+    }
+
+    fn data(&self) -> Result<&Arc<Data>, ActionError> {
+        self.data.get().ok_or(ActionError::Conflict(
+            "the node is still loading its data; ask again when /ready answers 200",
+        ))
+    }
+
+    fn readings(&self, config: &Loaded) -> Readings {
+        let certificate = self.api.tls_not_after();
+        let mut readings = Readings {
+            active_connections: self.api.active_connections() as u64,
+            max_connections: u64::from(self.connections_max.min(config.config.max_conns)),
+            cluster_members: 1,
+            config_reload_success: self.reload_ok.load(Ordering::Relaxed),
+            config_hash: config.hash(),
+            tls_cert_expiry: certificate,
+            insecure_listeners: insecure(&config.config).count() as u64,
+            cache_max_bytes: config.config.memory_bytes_max(),
+            ..Readings::default()
+        };
+        if let Some(data) = self.data.get() {
+            let budget = data.replica.budget();
+            let shards = u64::from(data.replica.placement().num_shards());
+            readings.cache_size_bytes = budget.used();
+            readings.cache_items = budget.items();
+            readings.cache_max_bytes = budget.limit();
+            readings.wal_bytes = data.replica.wal().bytes();
+            readings.shards = ShardCounts { healthy: shards, ..ShardCounts::default() };
+            readings.shards_owned = shards;
+            readings.shard_primaries = shards;
+            if let Some(last) = data.last_snapshot() {
+                readings.snapshot_duration = Some(last.took);
+                readings.snapshot_finished_at = Some(last.finished_at);
+            }
+        }
+        readings
+    }
+
+    /// Reads the configuration again and applies what may change while the node runs.
+    pub(super) async fn reload_now(&self) -> Result<Reloaded, ActionError> {
+        let _one = self.reloading.lock().await;
+        self.notifier.reloading();
+        let outcome = self.apply_again();
+        self.reload_ok.store(outcome.is_ok(), Ordering::Relaxed);
+        match &outcome {
+            Ok(done) => {
+                tracing::info!(applied = ?done.applied, "configuration reloaded");
+                if !done.needs_restart.is_empty() {
+                    tracing::warn!(keys = ?done.needs_restart, "changed, but in force only after a restart");
+                }
+                self.notifier.ready("serving; configuration reloaded");
+            }
+            Err(error) => {
+                let reason = reasons(error);
+                tracing::error!(%reason, "configuration not reloaded; the old one stays in force");
+                self.notifier.ready(&format!("serving; reload refused: {reason}"));
+            }
+        }
+        outcome
+    }
+
+    fn apply_again(&self) -> Result<Reloaded, ActionError> {
+        let old = self.config();
+        let refused = |problems: Vec<String>| ActionError::Refused { problems };
+        let reloaded = self.sources.reload(&old).map_err(|problems| {
+            refused(problems.0.iter().map(ToString::to_string).collect())
+        })?;
+        let tls = super::load_tls(&reloaded.new.config)
+            .map_err(|error| refused(vec![super::chain(&error)]))?;
+        let warnings = reloaded.new.warnings.iter().map(ToString::to_string).collect();
+        let new = Arc::new(reloaded.new);
+        apply_live(self, &new.config, tls);
+        *self.loaded.lock() = new;
+        let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+        Ok(Reloaded {
+            applied: names(reloaded.applied),
+            needs_restart: names(reloaded.needs_restart),
+            warnings,
+        })
+    }
+}
+
+impl ops::Node for Node {
+    fn status(&self) -> ops::Status {
+        let loaded = self.config();
+        let config = &loaded.config;
+        let phase = match self.coordinator.phase() {
+            coordinator::Phase::Starting => {
+                ops::Phase::Starting { progress: self.loading.to_string() }
+            }
+            coordinator::Phase::Serving => ops::Phase::Serving,
+            coordinator::Phase::Draining => ops::Phase::Draining,
+        };
+        let data = self.data.get();
+        ops::Status {
+            phase,
+            cluster_id: data.map(|data| format!("{:032x}", data.cluster_id)),
+            node_id: config.node_id.clone(),
+            epoch: 1,
+            client_addr: Some(self.client_addr),
+            gossip_addr: None,
+            zone: config.zone.clone(),
+            region: config.region.clone(),
+            uptime: self.started.elapsed(),
+            wal: ops::Wal {
+                mode: super::wal_mode(config).name(),
+                segments: data.map_or(0, |data| data.replica.wal().segments().len() as u64),
+            },
+            exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
+            readings: self.readings(&loaded),
+        }
+    }
+
+    fn shards(&self) -> Vec<ops::Shard> {
+        let Some(data) = self.data.get() else { return Vec::new() };
+        let node_id = self.config().config.node_id.clone();
+        let shard = |status: crate::replica::ShardStatus| ops::Shard {
+            shard: status.shard.0,
+            epoch: u64::from(status.epoch),
+            primary: Some(node_id.clone()),
+            voters: vec![node_id.clone()],
+            learners: Vec::new(),
+            state: ops::ShardState::Healthy,
+            positions: [(node_id.clone(), status.position.into())].into(),
+        };
+        data.replica.status().into_iter().map(shard).collect()
+    }
+
+    fn config(&self) -> serde_json::Value {
+        serde_json::to_value(Node::config(self).explain()).unwrap_or_default()
+    }
+
+    fn tokens(&self) -> Arc<Tokens> {
+        let loaded = Node::config(self);
+        Arc::new(Tokens::new(loaded.config.auth_token.iter().map(|secret| secret.expose())))
+    }
+
+    async fn reload(&self) -> Result<Reloaded, ActionError> {
+        self.reload_now().await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ActionError> {
+        let data = self.data()?.clone();
+        let (taken, _) = super::data::snapshot(data).await?;
+        Ok(taken)
+    }
+
+    async fn truncate_wal(&self) -> Result<Truncated, ActionError> {
+        let data = self.data()?.clone();
+        let (_, truncated) = super::data::snapshot(data).await?;
+        Ok(truncated)
+    }
+
+    fn drain(&self) -> Drained {
+        tracing::info!("draining: requests are refused from now on");
+        self.coordinator.drain();
+        self.notifier.status("draining");
+        Drained { active_connections: self.api.active_connections() as u64 }
+    }
+
+    fn set_rate_limit(&self, limit: RateLimit) {
+        let loaded = Node::config(self);
+        let mut settings = super::api_settings(&loaded.config, self.connections_max);
+        settings.rate = limit.and_then(|per_second| super::rate(per_second.get(), loaded.config.rate_burst));
+        self.api.apply(settings);
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), ActionError> {
+        self.log_level.set_level(level).map_err(|_| ActionError::Invalid {
+            parameter: "level",
+            expected: "trace, debug, info, warn, error or off; also for parts, as in info,aegiskv::wal=debug",
+        })
+    }
+}
+
+/// Listeners that lack the protection they should have.
+pub(super) fn insecure(config: &Config) -> impl Iterator<Item = crate::config::Exposure> {
+    config.exposures().into_iter().filter(|exposure| exposure.insecure)
+}
+
+/// An action's error with all that it carries, on one line.
+fn reasons(error: &ActionError) -> String {
+    match error {
+        ActionError::Refused { problems } => problems.join("; "),
+        other => super::chain(other),
+    }
+}

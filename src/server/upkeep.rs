@@ -1,0 +1,99 @@
+//! What goes on beside the requests: expiry, snapshots, the watchdog.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::entry::Timestamp;
+use crate::process::Watchdog;
+use crate::replica::{Replica, Sweep};
+use crate::wal;
+
+/// Pause between two turns of the sweeper.
+const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest turn of the sweeper: with [`SWEEP_PAUSE`], a twentieth of one core.
+const SWEEP_TURN: Duration = Duration::from_millis(5);
+
+/// Longest turn while much expires: a third of one core.
+const SWEEP_TURN_BUSY: Duration = Duration::from_millis(50);
+
+/// From so many expired entries in a turn on the next turn may be a long one.
+const SWEEP_BUSY: usize = 1000;
+
+/// Removes what has expired, in a thread of its own, until dropped.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    stop: Arc<AtomicBool>,
+    turns: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sweeper {
+    /// Starts sweeping.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub(super) fn start(replica: Arc<Replica>) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let turns = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (stop.clone(), turns.clone());
+        let run = move || {
+            let mut sweep = Sweep::default();
+            let mut turn = SWEEP_TURN;
+            while !stopped.load(Ordering::Relaxed) {
+                // A log that has failed stops the whole node; nothing is left to do here.
+                let Ok(expired) = sweep_for(&replica, &mut sweep, turn) else { return };
+                turn = if expired < SWEEP_BUSY { SWEEP_TURN } else { SWEEP_TURN_BUSY };
+                counted.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(SWEEP_PAUSE);
+            }
+        };
+        let thread = thread::Builder::new().name("sweeper".into()).spawn(run)?;
+        Ok(Self { stop, turns, thread: Some(thread) })
+    }
+
+    /// Turns so far: rises as long as shards and log can be worked with.
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic in the sweeper is in the log already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sweeps for `turn`, or once around; answers how many entries had expired.
+fn sweep_for(replica: &Replica, sweep: &mut Sweep, turn: Duration) -> Result<usize, wal::Error> {
+    let began = Instant::now();
+    let mut expired = 0;
+    while began.elapsed() < turn {
+        let swept = replica.sweep(sweep, Timestamp::now())?;
+        expired += swept.expired;
+        if swept.round_done {
+            break;
+        }
+    }
+    if expired > 0 {
+        let wal = replica.wal();
+        wal.settle_blocking(wal::Lsn(wal.next_lsn().0 - 1))?;
+    }
+    Ok(expired)
+}
+
+/// Feeds systemd's watchdog as long as the sweeper gets on: it takes every shard's lock and the
+/// log's, so a node that hangs on either is restarted.
+pub(super) async fn feed(mut watchdog: Watchdog, sweeper: Arc<Sweeper>) {
+    let mut pace = tokio::time::interval(watchdog.period());
+    loop {
+        pace.tick().await;
+        watchdog.feed(sweeper.turns());
+    }
+}
