@@ -92,8 +92,13 @@ fn chapter(command: &Command, text: &mut String) {
         "\n```text\n{}\n```\n",
         usage.trim_start_matches("Usage: ").trim()
     );
-    let shown =
-        |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    let is_root = name == NAME;
+    let is_key = |arg: &Arg| Key::find(arg.get_id().as_str()).is_some();
+    let shown = |arg: &&Arg| {
+        let told_before = !is_root && is_key(arg);
+        let id = arg.get_id().as_str();
+        !arg.is_hide_set() && !told_before && !matches!(id, "help" | "version")
+    };
     let mut heading = None;
     let mut arguments: Vec<&Arg> = command.get_arguments().filter(shown).collect();
     // Arguments of one heading stand together, in the order in which the headings first come up.
@@ -112,6 +117,9 @@ fn chapter(command: &Command, text: &mut String) {
             *text += "\n| option | meaning |\n|---|---|\n";
         }
         *text += &row(arg);
+    }
+    if !is_root && command.get_arguments().any(is_key) {
+        *text += "\nIt takes the server's settings as well.\n";
     }
     let commands = || {
         command
