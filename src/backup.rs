@@ -106,9 +106,7 @@ impl Entry {
             value,
             value_base64,
             content_type: self.content_type.as_deref().map(Cow::Borrowed),
-            ttl_ms: self
-                .ttl
-                .map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+            ttl_ms: self.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             version: self.version.map(|version| Cow::Owned(version.to_string())),
         };
         let mut text = serde_json::to_string(&line).expect("texts and numbers always serialise");
@@ -127,10 +125,7 @@ impl Entry {
         if line.ttl_ms == Some(0) {
             return Err(LineError::NoTime);
         }
-        let version = line
-            .version
-            .map(|text| text.parse().map(Version))
-            .transpose();
+        let version = line.version.map(|text| text.parse().map(Version)).transpose();
         Ok(Self {
             key: Key::new(key, KEY_BYTES_CEILING)?,
             value,
@@ -195,10 +190,7 @@ mod tests {
     #[test]
     fn bytes_that_are_not_text_go_through_base64() {
         let line = entry(b"\xff", b"\x00\xfe").to_line();
-        assert_eq!(
-            line,
-            "{\"key_base64\":\"/w==\",\"value_base64\":\"AP4=\"}\n"
-        );
+        assert_eq!(line, "{\"key_base64\":\"/w==\",\"value_base64\":\"AP4=\"}\n");
         let read = Entry::parse(line.as_bytes()).expect("a line just written is read");
         assert_eq!(read, entry(b"\xff", b"\x00\xfe"));
     }
@@ -207,33 +199,18 @@ mod tests {
     fn faults_are_told_apart() {
         let fault = |line: &str| Entry::parse(line.as_bytes()).expect_err("the line is at fault");
         assert!(matches!(fault("{"), LineError::Json(_)));
-        assert!(matches!(
-            fault(r#"{"key":"a","value":"b","tll_ms":5}"#),
-            LineError::Json(_)
-        ));
-        assert!(matches!(
-            fault(r#"{"value":"b"}"#),
-            LineError::OneOf { member: "key" }
-        ));
+        assert!(matches!(fault(r#"{"key":"a","value":"b","tll_ms":5}"#), LineError::Json(_)));
+        assert!(matches!(fault(r#"{"value":"b"}"#), LineError::OneOf { member: "key" }));
         assert!(matches!(
             fault(r#"{"key":"a","value":"b","value_base64":"Yg=="}"#),
             LineError::OneOf { member: "value" }
         ));
         assert!(matches!(
             fault(r#"{"key":"a","value_base64":"?"}"#),
-            LineError::Base64 {
-                member: "value_base64",
-                ..
-            }
+            LineError::Base64 { member: "value_base64", .. }
         ));
-        assert!(matches!(
-            fault(r#"{"key":"","value":"b"}"#),
-            LineError::Key(KeyError::Empty)
-        ));
-        assert!(matches!(
-            fault(r#"{"key":"a","value":"b","ttl_ms":0}"#),
-            LineError::NoTime
-        ));
+        assert!(matches!(fault(r#"{"key":"","value":"b"}"#), LineError::Key(KeyError::Empty)));
+        assert!(matches!(fault(r#"{"key":"a","value":"b","ttl_ms":0}"#), LineError::NoTime));
         assert!(matches!(
             fault(r#"{"key":"a","value":"b","version":"v1"}"#),
             LineError::Version(_)

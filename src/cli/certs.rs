@@ -75,15 +75,11 @@ impl Init {
             .with_context(|| format!("cannot make the directory {dir}"))?;
         let key = new_key()?;
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, self.name);
+        params.distinguished_name.push(DnType::CommonName, self.name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after) = validity(self.days);
-        let certificate = params
-            .self_signed(&key)
-            .context("cannot sign the certificate")?;
+        let certificate = params.self_signed(&key).context("cannot sign the certificate")?;
         files.write(&key, &certificate.pem())?;
         note(format_args!(
             "made {} and {}\n\
@@ -134,16 +130,12 @@ impl Issue {
         let authority = Authority::open(&self.dir)?;
         let key = new_key()?;
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, self.node.as_str());
+        params.distinguished_name.push(DnType::CommonName, self.node.as_str());
         params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = validity(self.days);
         if params.not_after > authority.not_after {
@@ -153,9 +145,8 @@ impl Issue {
             ));
             params.not_after = authority.not_after;
         }
-        let certificate = params
-            .signed_by(&key, &authority.issuer)
-            .context("cannot sign the certificate")?;
+        let certificate =
+            params.signed_by(&key, &authority.issuer).context("cannot sign the certificate")?;
         files.write(&key, &certificate.pem())?;
         self.print_settings(&files)?;
         Ok(Exit::Done)
@@ -168,10 +159,7 @@ impl Issue {
             files.key.display()
         ));
         let absolute = |path: &Path| {
-            std::path::absolute(path)
-                .unwrap_or_else(|_| path.to_owned())
-                .display()
-                .to_string()
+            std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
         };
         let settings = serde_json::json!({
             "tls_enabled": true,
@@ -194,10 +182,7 @@ struct Pair {
 
 impl Pair {
     fn in_dir(dir: &Path, name: &str) -> Self {
-        Self {
-            certificate: dir.join(format!("{name}.crt")),
-            key: dir.join(format!("{name}.key")),
-        }
+        Self { certificate: dir.join(format!("{name}.crt")), key: dir.join(format!("{name}.key")) }
     }
 
     fn ensure_absent(&self) -> anyhow::Result<()> {
@@ -239,10 +224,7 @@ impl Authority {
         let not_pem = || format!("{shown} holds no PEM certificate");
         let (_, pem) = parse_x509_pem(&certificate).with_context(not_pem)?;
         let parsed = pem.parse_x509().with_context(not_pem)?;
-        ensure!(
-            parsed.is_ca(),
-            "{shown} is no authority's certificate; is it a node's?"
-        );
+        ensure!(parsed.is_ca(), "{shown} is no authority's certificate; is it a node's?");
         let key = KeyPair::from_pem(&key)
             .with_context(|| format!("{} holds no usable key", files.key.display()))?;
         ensure!(
@@ -284,10 +266,9 @@ fn alternative_names(node: &str, given: &[String]) -> anyhow::Result<Vec<SanType
         }
     }
     if names.is_empty() {
-        return Err(Usage(format!(
-            "{node:?} is no host name; name the node's hosts with --san"
-        ))
-        .into());
+        return Err(
+            Usage(format!("{node:?} is no host name; name the node's hosts with --san")).into()
+        );
     }
     Ok(names)
 }
@@ -299,18 +280,14 @@ fn alternative_name(host: &str) -> anyhow::Result<SanType> {
     if !is_host_name(host.strip_prefix("*.").unwrap_or(host)) {
         return Err(Usage(format!("{host:?} is neither a host name nor an IP address")).into());
     }
-    Ok(SanType::DnsName(
-        host.try_into().context("cannot encode the host name")?,
-    ))
+    Ok(SanType::DnsName(host.try_into().context("cannot encode the host name")?))
 }
 
 /// Whether `text` is a host name (RFC 1123 §2.1).
 fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -324,11 +301,8 @@ fn is_file_name(text: &str) -> bool {
 
 fn create(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
-        let mut file: File = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
+        let mut file: File =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };

@@ -18,14 +18,14 @@ use super::connection::{Connection, Target};
 use super::exit::Usage;
 
 /// What a key or a query value may hold unescaped in a URL (RFC 3986, unreserved).
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Longest answer that is quoted when it is not of the expected form, in bytes.
 const QUOTED_BYTES_MAX: usize = 200;
+
+/// What an alert from the server mostly means.
+const REFUSED_CLIENT: &str =
+    "the server refused this client; does it ask for a certificate (--cert, --key)?";
 
 /// A connection to one node's client and operations APIs.
 #[derive(Debug)]
@@ -70,13 +70,13 @@ pub(crate) enum Error {
         mend: &'static str,
     },
     /// The connection broke, or the other side does not speak HTTP.
-    #[error("the exchange with {origin} broke off: {reason}{hint}")]
+    #[error("the exchange with {origin} broke off: {reason}\n{hint}")]
     Broken {
         /// The address asked.
         origin: String,
         /// The innermost cause.
         reason: String,
-        /// A guess at the cause, on a line of its own.
+        /// A guess at the cause.
         hint: &'static str,
         /// The error itself.
         #[source]
@@ -163,18 +163,11 @@ impl Client {
             pem.push(b'\n');
             pem.extend(read(key, "the key")?);
             let identity = Identity::from_pem(&pem).with_context(|| {
-                format!(
-                    "no client certificate in {} and {}",
-                    cert.display(),
-                    key.display()
-                )
+                format!("no client certificate in {} and {}", cert.display(), key.display())
             })?;
             builder = builder.identity(identity);
         }
-        let token = connection
-            .secret()?
-            .map(|token| bearer(&token))
-            .transpose()?;
+        let token = connection.secret()?.map(|token| bearer(&token)).transpose()?;
         Ok(Self {
             http: builder.build().context("cannot set up the HTTP client")?,
             base: target.origin(),
@@ -213,10 +206,7 @@ impl Client {
     /// [`Usage`] when no address for it is known.
     pub(crate) fn ops_request(&self, method: Method, path: &str) -> Result<RequestBuilder, Usage> {
         let target = self.ops.as_ref().map_err(|text| Usage(text.clone()))?;
-        Ok(self.authorised(
-            self.http
-                .request(method, format!("{}{path}", target.origin())),
-        ))
+        Ok(self.authorised(self.http.request(method, format!("{}{path}", target.origin()))))
     }
 
     fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
@@ -234,31 +224,19 @@ impl Client {
         let (http, request) = request.build_split();
         let request = request.map_err(|error| self.explain(&self.base, error))?;
         let origin = request.url().origin().ascii_serialization();
-        let response = http
-            .execute(request)
-            .await
-            .map_err(|error| self.explain(&origin, error))?;
+        let response = http.execute(request).await.map_err(|error| self.explain(&origin, error))?;
         let status = response.status();
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(response);
         }
         if status == StatusCode::UNAUTHORIZED {
-            return Err(Error::Unauthorized {
-                origin,
-                shown: self.token.is_some(),
-            });
+            return Err(Error::Unauthorized { origin, shown: self.token.is_some() });
         }
         let version = version_of(&response);
         let body = response.bytes().await.unwrap_or_default();
-        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
-            detail: quoted(&body),
-            ..Problem::default()
-        });
-        Err(Error::Refused(Problem {
-            status: status.as_u16(),
-            version,
-            ..problem
-        }))
+        let problem = serde_json::from_slice(&body)
+            .unwrap_or_else(|_| Problem { detail: quoted(&body), ..Problem::default() });
+        Err(Error::Refused(Problem { status: status.as_u16(), version, ..problem }))
     }
 
     /// The whole body of an answer.
@@ -266,21 +244,14 @@ impl Client {
     /// # Errors
     /// [`Error`] when the connection breaks before its end.
     pub(crate) async fn body(&self, response: Response) -> Result<Bytes, Error> {
-        response
-            .bytes()
-            .await
-            .map_err(|error| self.explain(&self.base, error))
+        response.bytes().await.map_err(|error| self.explain(&self.base, error))
     }
 
     /// Says what a failed exchange means.
     pub(crate) fn explain(&self, origin: &str, error: reqwest::Error) -> Error {
         let origin = origin.to_owned();
         if let Some(tls) = find::<rustls::Error>(&error) {
-            return Error::Tls {
-                origin,
-                source: tls.clone(),
-                mend: tls_mend(tls),
-            };
+            return Error::Tls { origin, source: tls.clone(), mend: tls_mend(tls) };
         }
         if error.is_timeout() {
             return Error::Slow { origin };
@@ -297,17 +268,15 @@ impl Client {
             innermost = source;
         }
         let reason = innermost.to_string();
-        let hint = if origin.starts_with("http:") && !error.is_body() {
-            "\nif the server has tls_enabled, give --ca or an https:// address"
+        let hint = if origin.starts_with("https:") && reason.contains("fatal alert") {
+            // HTTP/2 passes a TLS alert on as text alone.
+            REFUSED_CLIENT
+        } else if origin.starts_with("http:") && !error.is_body() {
+            "if the server has tls_enabled, give --ca or an https:// address"
         } else {
-            ""
+            "look into the server's log"
         };
-        Error::Broken {
-            origin,
-            reason,
-            hint,
-            source: Box::new(error),
-        }
+        Error::Broken { origin, reason, hint, source: Box::new(error) }
     }
 }
 
@@ -375,9 +344,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         if let Some(found) = cause.downcast_ref::<E>() {
             return Some(found);
         }
-        let inside = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
+        let inside = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match inside {
             Some(inside) => Some(inside),
             None => cause.source(),
@@ -405,9 +372,7 @@ fn tls_mend(error: &rustls::Error) -> &'static str {
             }
             _ => "the server's certificate cannot be used",
         },
-        rustls::Error::AlertReceived(_) => {
-            "the server refused this client; does it ask for a certificate (--cert, --key)?"
-        }
+        rustls::Error::AlertReceived(_) => REFUSED_CLIENT,
         rustls::Error::InvalidMessage(_) => {
             "the other side speaks no TLS; use an http:// address, or enable it there"
         }
@@ -432,10 +397,7 @@ mod tests {
 
     #[test]
     fn queries_leave_out_what_is_not_there() {
-        let query = Query::default()
-            .with("a", "1 2")
-            .with_some("b", None::<&str>)
-            .with("c", "&");
+        let query = Query::default().with("a", "1 2").with_some("b", None::<&str>).with("c", "&");
         assert_eq!(query.as_str(), "?a=1%202&c=%26");
     }
 
@@ -443,18 +405,12 @@ mod tests {
     fn problems_are_told_in_the_servers_words() {
         let json = r#"{"title":"Full","detail":"memory is full","outcome":"not-applied","retryable":true}"#;
         let problem: Problem = serde_json::from_str(json).expect("the test's JSON is right");
-        let problem = Problem {
-            status: 507,
-            ..problem
-        };
+        let problem = Problem { status: 507, ..problem };
         assert_eq!(
             problem.to_string(),
             "memory is full (507)\nnothing was changed; trying again may help"
         );
-        let bare = Problem {
-            status: 502,
-            ..Problem::default()
-        };
+        let bare = Problem { status: 502, ..Problem::default() };
         assert_eq!(bare.to_string(), "the server answered 502");
     }
 }

@@ -23,40 +23,20 @@ const OPS_PORT_OFFSET: u16 = 2;
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
     /// Client API of any node: HOST, HOST:PORT or a URL
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "AEGISKV_ADDR",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "ADDR", env = "AEGISKV_ADDR", hide_env_values = true)]
     #[arg(default_value = "127.0.0.1:7700")]
     pub(crate) addr: String,
 
     /// Operations API of that node (default: the client API's host and port + 2)
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "AEGISKV_OPS_ADDR",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "ADDR", env = "AEGISKV_OPS_ADDR", hide_env_values = true)]
     pub(crate) ops_addr: Option<String>,
 
     /// Access token; others on this machine can see it here, so prefer the variable or --token-file
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        env = "AEGISKV_TOKEN",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "TOKEN", env = "AEGISKV_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
 
     /// File whose first line is the access token
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AEGISKV_TOKEN_FILE",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "FILE", env = "AEGISKV_TOKEN_FILE", hide_env_values = true)]
     pub(crate) token_file: Option<PathBuf>,
 
     /// Certificates (PEM) that may sign the server's, instead of the system's own; implies https
@@ -64,22 +44,12 @@ pub(crate) struct Connection {
     pub(crate) ca: Option<PathBuf>,
 
     /// This client's certificate (PEM), where servers ask for one
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AEGISKV_CERT",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "FILE", env = "AEGISKV_CERT", hide_env_values = true)]
     #[arg(requires = "key_file")]
     pub(crate) cert: Option<PathBuf>,
 
     /// The key (PEM) of --cert
-    #[arg(
-        id = "key_file",
-        long = "key",
-        value_name = "FILE",
-        env = "AEGISKV_KEY"
-    )]
+    #[arg(id = "key_file", long = "key", value_name = "FILE", env = "AEGISKV_KEY")]
     #[arg(hide_env_values = true, requires = "cert")]
     pub(crate) key: Option<PathBuf>,
 
@@ -91,16 +61,8 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// The flags that may also stand before the command.
-    pub(crate) const IDS: &[&str] = &[
-        "addr",
-        "ops_addr",
-        "token",
-        "token_file",
-        "ca",
-        "cert",
-        "key_file",
-        "timeout",
-    ];
+    pub(crate) const IDS: &[&str] =
+        &["addr", "ops_addr", "token", "token_file", "ca", "cert", "key_file", "timeout"];
 
     /// The flag of these that was given first, as it is written, if there was any.
     pub(crate) fn typed(matches: &ArgMatches) -> Option<String> {
@@ -108,11 +70,7 @@ impl Connection {
         let id = Self::IDS.iter().find(typed)?;
         Some(format!(
             "--{}",
-            if *id == "key_file" {
-                "key".to_owned()
-            } else {
-                id.replace('_', "-")
-            }
+            if *id == "key_file" { "key".to_owned() } else { id.replace('_', "-") }
         ))
     }
 
@@ -182,9 +140,7 @@ impl Connection {
         let tls = self.ca.is_some() || self.cert.is_some();
         Target::parse(&self.addr, tls).ok_or_else(|| {
             let addr = &self.addr;
-            Usage(format!(
-                "{addr:?} is no address; give HOST, HOST:PORT or http(s)://HOST:PORT"
-            ))
+            Usage(format!("{addr:?} is no address; give HOST, HOST:PORT or http(s)://HOST:PORT"))
         })
     }
 
@@ -195,9 +151,7 @@ impl Connection {
     pub(crate) fn ops_target(&self) -> Result<Target, Usage> {
         match &self.ops_addr {
             Some(addr) => Target::parse(addr, false).ok_or_else(|| {
-                Usage(format!(
-                    "--ops-addr {addr:?} is no address; give HOST:PORT or a URL"
-                ))
+                Usage(format!("--ops-addr {addr:?} is no address; give HOST:PORT or a URL"))
             }),
             None => {
                 let target = self.target()?;
@@ -205,11 +159,7 @@ impl Connection {
                     Usage("no operations port lies above that one; give --ops-addr".to_owned())
                 })?;
                 // The operations API speaks plain HTTP.
-                Ok(Target {
-                    tls: false,
-                    port,
-                    ..target
-                })
+                Ok(Target { tls: false, port, ..target })
             }
         }
     }
@@ -241,14 +191,7 @@ impl Target {
         }
         let (host, port) = if let Some(bracketed) = rest.strip_prefix('[') {
             let (host, tail) = bracketed.split_once(']')?;
-            (
-                host,
-                if tail.is_empty() {
-                    port
-                } else {
-                    tail.strip_prefix(':')?.parse().ok()?
-                },
-            )
+            (host, if tail.is_empty() { port } else { tail.strip_prefix(':')?.parse().ok()? })
         } else {
             match rest.split_once(':') {
                 None => (rest, port),
@@ -257,11 +200,7 @@ impl Target {
             }
         };
         let host = if host.is_empty() { "127.0.0.1" } else { host };
-        Some(Self {
-            tls,
-            host: host.to_owned(),
-            port,
-        })
+        Some(Self { tls, host: host.to_owned(), port })
     }
 
     /// `host:port`, as connections and the `Host` header want it.
@@ -275,11 +214,7 @@ impl Target {
 
     /// The URL up to the path.
     pub(crate) fn origin(&self) -> String {
-        format!(
-            "{}://{}",
-            if self.tls { "https" } else { "http" },
-            self.authority()
-        )
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
     }
 }
 
@@ -301,26 +236,16 @@ mod tests {
         is(":7710", false, "http://127.0.0.1:7710");
         is("kv1", true, "https://kv1:7700");
         is("http://kv1:7710/", true, "http://kv1:7710");
-        is(
-            "https://kv.example.com",
-            false,
-            "https://kv.example.com:443",
-        );
+        is("https://kv.example.com", false, "https://kv.example.com:443");
         is("[::1]:7710", false, "http://[::1]:7710");
         is("::1", false, "http://[::1]:7700");
     }
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in [
-            "ftp://kv1",
-            "kv1:port",
-            "kv1:70000",
-            "kv1/v1",
-            "http://u:p@kv1",
-            "[::1",
-            "a b",
-        ] {
+        for text in
+            ["ftp://kv1", "kv1:port", "kv1:70000", "kv1/v1", "http://u:p@kv1", "[::1", "a b"]
+        {
             assert_eq!(origin(text, false), None, "{text}");
         }
     }

@@ -17,11 +17,7 @@ use crate::config::{ALIASES, KEYS, Key, OBSOLETE, Shape, Sources};
 /// Every key's name as a flag writes it.
 static SPELLINGS: LazyLock<BTreeMap<&'static str, String>> = LazyLock::new(|| {
     let aliases = ALIASES.iter().map(|(alias, _)| *alias);
-    let names = KEYS
-        .iter()
-        .map(|key| key.name)
-        .chain(OBSOLETE.iter().copied())
-        .chain(aliases);
+    let names = KEYS.iter().map(|key| key.name).chain(OBSOLETE.iter().copied()).chain(aliases);
     names.map(|name| (name, name.replace('_', "-"))).collect()
 });
 
@@ -50,9 +46,7 @@ impl Flags {
         if typed(FILE) {
             return Some("--config".to_owned());
         }
-        KEYS.iter()
-            .find(|key| typed(key.name))
-            .map(|key| format!("--{}", key.flag()))
+        KEYS.iter().find(|key| typed(key.name)).map(|key| format!("--{}", key.flag()))
     }
 }
 
@@ -63,9 +57,7 @@ impl Args for Flags {
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
             .help("Configuration file (JSON); conf.d/*.json beside it is read after it");
-        let obsolete = OBSOLETE
-            .iter()
-            .map(|name| Arg::new(*name).long(spelling(name)).hide(true));
+        let obsolete = OBSOLETE.iter().map(|name| Arg::new(*name).long(spelling(name)).hide(true));
         command.arg(file).args(KEYS.iter().map(flag)).args(obsolete)
     }
 
@@ -77,20 +69,13 @@ impl Args for Flags {
 impl FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut values = BTreeMap::new();
-        for name in KEYS
-            .iter()
-            .map(|key| key.name)
-            .chain(OBSOLETE.iter().copied())
-        {
+        for name in KEYS.iter().map(|key| key.name).chain(OBSOLETE.iter().copied()) {
             if let Some(given) = matches.get_many::<String>(name) {
                 let given: Vec<&str> = given.map(String::as_str).collect();
                 values.insert(name.to_owned(), given.join(","));
             }
         }
-        Ok(Self {
-            file: matches.get_one(FILE).cloned(),
-            values,
-        })
+        Ok(Self { file: matches.get_one(FILE).cloned(), values })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -100,9 +85,7 @@ impl FromArgMatches for Flags {
 }
 
 fn spelling(name: &str) -> &'static str {
-    SPELLINGS
-        .get(name)
-        .expect("every name in the tables has its spelling")
+    SPELLINGS.get(name).expect("every name in the tables has its spelling")
 }
 
 fn flag(key: &'static Key) -> Arg {
@@ -163,16 +146,10 @@ pub(crate) fn normalised(
 fn long_option(argument: &OsStr, known: impl Fn(&str) -> bool) -> Option<OsString> {
     let rest = argument.as_bytes().strip_prefix(b"-")?;
     let rest = rest.strip_prefix(b"-").unwrap_or(rest);
-    let end = rest
-        .iter()
-        .position(|byte| *byte == b'=')
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|byte| *byte == b'=').unwrap_or(rest.len());
     let (name, value) = rest.split_at(end);
     // A single letter is a short option.
-    let name = std::str::from_utf8(name)
-        .ok()
-        .filter(|name| name.len() > 1)?
-        .replace('_', "-");
+    let name = std::str::from_utf8(name).ok().filter(|name| name.len() > 1)?.replace('_', "-");
     known(&name).then(|| {
         let mut option = b"--".to_vec();
         option.extend_from_slice(name.as_bytes());
@@ -192,17 +169,13 @@ mod tests {
     fn normal(arguments: &[&str]) -> Vec<String> {
         let arguments = ["aegiskv"].iter().chain(arguments).map(OsString::from);
         let result = normalised(&command(), arguments).into_iter().skip(1);
-        result
-            .map(|argument| argument.into_string().expect("the test's text"))
-            .collect()
+        result.map(|argument| argument.into_string().expect("the test's text")).collect()
     }
 
     fn values(arguments: &[&str]) -> BTreeMap<String, String> {
         let arguments = ["aegiskv"].iter().chain(arguments).map(OsString::from);
         let matches = command().get_matches_from(normalised(&command(), arguments));
-        Flags::from_arg_matches(&matches)
-            .expect("flags are free in form")
-            .values
+        Flags::from_arg_matches(&matches).expect("flags are free in form").values
     }
 
     #[test]
@@ -215,9 +188,7 @@ mod tests {
 
     #[test]
     fn everything_else_is_left_alone() {
-        let untouched = [
-            "-h", "-x", "-5", "-unknown", "put", "wal_mode", "--", "-config",
-        ];
+        let untouched = ["-h", "-x", "-5", "-unknown", "put", "wal_mode", "--", "-config"];
         assert_eq!(normal(&untouched), untouched);
     }
 
@@ -225,10 +196,7 @@ mod tests {
     fn every_key_has_a_flag() {
         for key in KEYS {
             let given = values(&[&format!("--{}=1", key.flag())]);
-            assert_eq!(
-                given,
-                BTreeMap::from([(key.name.to_owned(), "1".to_owned())])
-            );
+            assert_eq!(given, BTreeMap::from([(key.name.to_owned(), "1".to_owned())]));
         }
     }
 

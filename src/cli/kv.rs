@@ -84,10 +84,8 @@ impl Get {
         };
         let origin = self.connection.addr;
         let mut out = output();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| client.explain(&origin, error))?
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| client.explain(&origin, error))?
         {
             out.write_all(&chunk)?;
         }
@@ -153,11 +151,7 @@ impl Put {
             request = request.header(CONTENT_TYPE, content_type);
         }
         let request = request.body(value(self.value)?);
-        let what = if self.if_absent {
-            "not stored: the key exists"
-        } else {
-            "not stored"
-        };
+        let what = if self.if_absent { "not stored: the key exists" } else { "not stored" };
         let response = match client.send(request).await {
             Ok(response) => response,
             Err(error) => return condition_failed(what, error),
@@ -213,20 +207,13 @@ impl Del {
             let response = client.send(client.request(Method::DELETE, &path)).await?;
             let body = client.body(response).await?;
             let mut out = output();
-            writeln!(
-                out,
-                "{}",
-                deleted(&body).context("the server's answer has no count")?
-            )?;
+            writeln!(out, "{}", deleted(&body).context("the server's answer has no count")?)?;
             out.flush()?;
             return Ok(Exit::Done);
         }
         let key = self.key.unwrap_or_default();
         let request = client.key_request(Method::DELETE, key.as_bytes(), &query)?;
-        match client
-            .send(with_version(request, self.if_match.as_deref()))
-            .await
-        {
+        match client.send(with_version(request, self.if_match.as_deref())).await {
             Ok(_) => Ok(Exit::Done),
             Err(error) => condition_failed("not deleted", error),
         }
@@ -242,12 +229,7 @@ pub(crate) struct Incr {
     key: OsString,
 
     /// How much to add; may be negative
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     by: i64,
 
     /// Time to live, if this creates the key: 500ms, 30s, 15m, 2h, 7d or seconds
@@ -298,10 +280,7 @@ fn condition_failed(what: &str, error: client::Error) -> anyhow::Result<Exit> {
 }
 
 fn deleted(body: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<serde_json::Value>(body)
-        .ok()?
-        .get("deleted")?
-        .as_u64()
+    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("deleted")?.as_u64()
 }
 
 /// The bytes that the command line means by VALUE.
@@ -313,10 +292,7 @@ fn value(argument: Option<OsString>) -> anyhow::Result<Vec<u8>> {
         }
         None | Some(b"-") => {
             let mut bytes = Vec::new();
-            io::stdin()
-                .lock()
-                .read_to_end(&mut bytes)
-                .context("cannot read standard input")?;
+            io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
             Ok(bytes)
         }
         Some([b'@', path @ ..]) => client::read(Path::new(OsStr::from_bytes(path)), "the value"),

@@ -67,19 +67,8 @@ pub(crate) struct Listed {
 impl<'a> Pages<'a> {
     /// All keys that begin with `prefix`, with their values if `values`.
     pub(crate) fn new(client: &'a Client, prefix: &[u8], values: bool) -> Self {
-        let limit = if values {
-            PAGE_KEYS_FIRST
-        } else {
-            PAGE_KEYS_MAX
-        };
-        Self {
-            client,
-            prefix: prefix.to_vec(),
-            values,
-            limit,
-            cursor: None,
-            ended: false,
-        }
+        let limit = if values { PAGE_KEYS_FIRST } else { PAGE_KEYS_MAX };
+        Self { client, prefix: prefix.to_vec(), values, limit, cursor: None, ended: false }
     }
 
     /// The next page, or `None` after the last. `wanted` bounds its keys, if given.
@@ -99,9 +88,7 @@ impl<'a> Pages<'a> {
             .with("limit", limit.to_string())
             .with_some("values", self.values.then_some("1"))
             .with_some("cursor", self.cursor.as_ref());
-        let request = self
-            .client
-            .request(Method::GET, &format!("/v1/kv{}", query.as_str()));
+        let request = self.client.request(Method::GET, &format!("/v1/kv{}", query.as_str()));
         let response = self.client.send(request).await?;
         let body = self.client.body(response).await?;
         let page: Page<T> =
@@ -124,9 +111,9 @@ impl Listed {
     pub(crate) fn key(&self) -> anyhow::Result<Vec<u8>> {
         match (&self.key, &self.key_base64) {
             (Some(text), _) => Ok(text.clone().into_bytes()),
-            (None, Some(text)) => BASE64
-                .decode(text)
-                .context("the server's answer holds a key that is not base64"),
+            (None, Some(text)) => {
+                BASE64.decode(text).context("the server's answer holds a key that is not base64")
+            }
             (None, None) => bail!("the server's answer holds an item without a key"),
         }
     }
@@ -140,9 +127,9 @@ impl Listed {
         let text = text.context("the server's answer holds a key without its value")?;
         match self.encoding.as_deref() {
             None | Some("utf8") => Ok(text.clone().into_bytes()),
-            Some("base64") => BASE64
-                .decode(text)
-                .context("the server's answer holds a value that is not base64"),
+            Some("base64") => {
+                BASE64.decode(text).context("the server's answer holds a value that is not base64")
+            }
             Some(other) => {
                 bail!("the server's answer holds a value in an unknown encoding, {other}")
             }
@@ -157,9 +144,7 @@ impl Listed {
         if self.ttl_ms == Some(0) {
             return Ok(None);
         }
-        let value = self
-            .value()
-            .context("the server's answer holds a key without its value")?;
+        let value = self.value().context("the server's answer holds a key without its value")?;
         Ok(Some(Entry {
             key: Key::new(self.key()?, KEY_BYTES_CEILING)?,
             value: Bytes::from(value),
@@ -251,10 +236,7 @@ mod tests {
         let item = listed(
             r#"{"key_base64":"/w==","value":"AP4=","encoding":"base64","size":2,"content_type":"text/plain","ttl_ms":5,"version":"7"}"#,
         );
-        let entry = item
-            .into_entry()
-            .expect("well-formed")
-            .expect("still alive");
+        let entry = item.into_entry().expect("well-formed").expect("still alive");
         assert_eq!(
             entry.to_line(),
             "{\"key_base64\":\"/w==\",\"value_base64\":\"AP4=\",\"content_type\":\"text/plain\",\"ttl_ms\":5,\"version\":\"7\"}\n"

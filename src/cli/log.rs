@@ -92,11 +92,7 @@ fn inspect(location: &Location) -> anyhow::Result<Exit> {
     let mut written = Ok(());
     let verified = wal::inspect(&Os, location, &mut |seen| {
         written = print(&seen, &mut out);
-        if written.is_ok() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written?;
     out.flush()?;
@@ -107,33 +103,16 @@ fn inspect(location: &Location) -> anyhow::Result<Exit> {
 }
 
 fn verdict(verified: &Verified) -> Exit {
-    if verified.corruptions.is_empty() {
-        Exit::Done
-    } else {
-        Exit::Failed
-    }
+    if verified.corruptions.is_empty() { Exit::Done } else { Exit::Failed }
 }
 
 fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
-    let segment = seen
-        .segment
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
-    write!(
-        out,
-        "{} {segment}+{} {} bytes: ",
-        seen.lsn, seen.offset, seen.bytes
-    )?;
+    let segment = seen.segment.file_name().unwrap_or_default().to_string_lossy();
+    write!(out, "{} {segment}+{} {} bytes: ", seen.lsn, seen.offset, seen.bytes)?;
     match &seen.frame {
         Frame::Record(record) => print_record(record, out),
         Frame::Fence { shard, epoch } => writeln!(out, "shard {} fence {epoch}", shard.0),
-        Frame::GiveUp {
-            shard,
-            kept,
-            states,
-            records,
-        } => writeln!(
+        Frame::GiveUp { shard, kept, states, records } => writeln!(
             out,
             "shard {} gives up what follows {}.{}: {} keys, {} records",
             shard.0,
@@ -142,12 +121,7 @@ fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
             states.len(),
             records.len()
         ),
-        Frame::Adopt {
-            shard,
-            session,
-            position,
-            fence,
-        } => writeln!(
+        Frame::Adopt { shard, session, position, fence } => writeln!(
             out,
             "shard {} adopts copy {session:032x} at {}.{}, fence {fence}",
             shard.0, position.epoch, position.seq
@@ -158,16 +132,10 @@ fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
 
 fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
     let (shard, position) = (record.shard.0, record.position);
-    write!(
-        out,
-        "shard {shard} {}.{} version {} ",
-        position.epoch, position.seq, record.version
-    )?;
+    write!(out, "shard {shard} {}.{} version {} ", position.epoch, position.seq, record.version)?;
     match &record.effect {
         Effect::None => write!(out, "{:?} without effect", record.verdict)?,
-        Effect::Put {
-            value, expires_at, ..
-        } => {
+        Effect::Put { value, expires_at, .. } => {
             write!(out, "put of {} bytes", value.len())?;
             if let Some(expires_at) = expires_at {
                 write!(out, " until {} ms", expires_at.0)?;
@@ -182,18 +150,8 @@ fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn tell(verified: &Verified, out: &mut impl Write) -> io::Result<()> {
-    let Verified {
-        segments,
-        bytes,
-        frames,
-        range,
-        torn_bytes,
-        corruptions,
-    } = verified;
-    write!(
-        out,
-        "{segments} segments, {bytes} bytes, {frames} sound records"
-    )?;
+    let Verified { segments, bytes, frames, range, torn_bytes, corruptions } = verified;
+    write!(out, "{segments} segments, {bytes} bytes, {frames} sound records")?;
     match range {
         Some((first, last)) => writeln!(out, ", {first} to {last}")?,
         None => writeln!(out)?,
@@ -228,11 +186,7 @@ fn tell_corruption(corruption: &Corruption, out: &mut impl Write) -> io::Result<
     if let Some(segment) = &corruption.segment {
         write!(out, "{} at {}: ", segment.display(), corruption.offset)?;
     }
-    write!(
-        out,
-        "{what}, {} bytes, from record {}",
-        corruption.bytes, corruption.from
-    )?;
+    write!(out, "{what}, {} bytes, from record {}", corruption.bytes, corruption.from)?;
     match corruption.to {
         Some(to) => writeln!(out, " to {to}"),
         None => writeln!(out),

@@ -127,9 +127,7 @@ pub fn command() -> clap::Command {
     let mut command = Cli::command();
     for id in Connection::IDS {
         // Before the command these work too, but they are told where they belong.
-        command = command.mut_arg(id, |arg| {
-            arg.hide(true).env(clap::builder::Resettable::Reset)
-        });
+        command = command.mut_arg(id, |arg| arg.hide(true).env(clap::builder::Resettable::Reset));
     }
     command
 }
@@ -189,9 +187,7 @@ fn serve(flags: Flags, validate: bool, wal_replay: bool) -> anyhow::Result<Exit>
 
 /// Runs a client command to its end.
 fn wait(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let result = runtime.block_on(command);
     // A read of standard input may be under way that nothing will ever end.

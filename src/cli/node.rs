@@ -61,11 +61,7 @@ impl Node {
                 ask(&connection, &path).await
             }
             Command::Remove { id, connection } => {
-                ask(
-                    &connection,
-                    &format!("/admin/nodes/{}/remove", escape(id.as_bytes())),
-                )
-                .await
+                ask(&connection, &format!("/admin/nodes/{}/remove", escape(id.as_bytes()))).await
             }
             Command::Recover => bail!(
                 "a node of this version stands alone, so there is no lost majority to recover \

@@ -83,15 +83,9 @@ fn chapter(command: &Command, text: &mut String) {
     let name = command.get_bin_name().unwrap_or(NAME);
     *text += &format!("\n## `{name}`\n\n");
     let about = command.get_long_about().or(command.get_about());
-    *text += &format!(
-        "{}\n",
-        about.map(ToString::to_string).unwrap_or_default().trim()
-    );
+    *text += &format!("{}\n", about.map(ToString::to_string).unwrap_or_default().trim());
     let usage = command.clone().render_usage().to_string();
-    *text += &format!(
-        "\n```text\n{}\n```\n",
-        usage.trim_start_matches("Usage: ").trim()
-    );
+    *text += &format!("\n```text\n{}\n```\n", usage.trim_start_matches("Usage: ").trim());
     let is_root = name == NAME;
     let is_key = |arg: &Arg| Key::find(arg.get_id().as_str()).is_some();
     let shown = |arg: &&Arg| {
@@ -103,11 +97,7 @@ fn chapter(command: &Command, text: &mut String) {
     let mut arguments: Vec<&Arg> = command.get_arguments().filter(shown).collect();
     // Arguments of one heading stand together, in the order in which the headings first come up.
     let order: Vec<_> = arguments.iter().map(|arg| arg.get_help_heading()).collect();
-    arguments.sort_by_key(|arg| {
-        order
-            .iter()
-            .position(|other| *other == arg.get_help_heading())
-    });
+    arguments.sort_by_key(|arg| order.iter().position(|other| *other == arg.get_help_heading()));
     for (index, arg) in arguments.into_iter().enumerate() {
         if index == 0 || heading != arg.get_help_heading() {
             heading = arg.get_help_heading();
@@ -121,22 +111,13 @@ fn chapter(command: &Command, text: &mut String) {
     if !is_root && command.get_arguments().any(is_key) {
         *text += "\nIt takes the server's settings as well.\n";
     }
-    let commands = || {
-        command
-            .get_subcommands()
-            .filter(|command| !command.is_hide_set())
-    };
-    let mut commands_here = commands()
-        .filter(|command| command.get_name() != "help")
-        .peekable();
+    let commands = || command.get_subcommands().filter(|command| !command.is_hide_set());
+    let mut commands_here = commands().filter(|command| command.get_name() != "help").peekable();
     if commands_here.peek().is_some() {
         *text += "\n| command | what it does |\n|---|---|\n";
     }
     for command in commands_here {
-        let about = command
-            .get_about()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         *text += &format!("| `{}` | {} |\n", command.get_name(), escaped(&about));
     }
     for command in commands().filter(|command| command.get_name() != "help") {
@@ -146,11 +127,7 @@ fn chapter(command: &Command, text: &mut String) {
 
 fn row(arg: &Arg) -> String {
     let values = arg.get_value_names().unwrap_or_default();
-    let value = values
-        .iter()
-        .map(|name| name.as_str())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let value = values.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
     let takes_value = arg.get_num_args().is_some_and(|range| range.takes_values());
     let form = match arg.get_long() {
         Some(long) if takes_value && arg.is_require_equals_set() => format!("--{long}[={value}]"),
@@ -169,11 +146,8 @@ fn row(arg: &Arg) -> String {
     if !choices.is_empty() {
         help += &format!(" ({})", choices.join(", "));
     }
-    let defaults: Vec<_> = arg
-        .get_default_values()
-        .iter()
-        .filter_map(|value| value.to_str())
-        .collect();
+    let defaults: Vec<_> =
+        arg.get_default_values().iter().filter_map(|value| value.to_str()).collect();
     if takes_value && defaults.iter().any(|value| !value.is_empty()) {
         help += &format!(" [default: {}]", defaults.join(" "));
     }
@@ -184,9 +158,7 @@ fn row(arg: &Arg) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('|', "\\|")
-        .replace('<', "\\<")
-        .replace('\n', " ")
+    text.replace('|', "\\|").replace('<', "\\<").replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -195,9 +167,7 @@ mod tests {
 
     fn each(command: &Command, check: &mut impl FnMut(&Command)) {
         check(command);
-        command
-            .get_subcommands()
-            .for_each(|command| each(command, check));
+        command.get_subcommands().for_each(|command| each(command, check));
     }
 
     #[test]
@@ -208,19 +178,11 @@ mod tests {
     #[test]
     fn every_command_says_what_it_does() {
         each(&super::super::command(), &mut |command| {
-            let about = command
-                .get_about()
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             assert!(about.len() > 10, "{} says {about:?}", command.get_name());
             for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
                 let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-                assert!(
-                    !help.is_empty(),
-                    "{} {} has no help",
-                    command.get_name(),
-                    arg.get_id()
-                );
+                assert!(!help.is_empty(), "{} {} has no help", command.get_name(), arg.get_id());
             }
         });
     }

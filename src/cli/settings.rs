@@ -52,9 +52,5 @@ pub(crate) fn tell(outcome: &Outcome) -> anyhow::Result<Exit> {
     let mut out = output();
     out.write_all(outcome.stdout.as_bytes())?;
     out.flush()?;
-    Ok(if outcome.status == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    })
+    Ok(if outcome.status == 0 { Exit::Done } else { Exit::Failed })
 }

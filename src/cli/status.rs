@@ -31,14 +31,8 @@ const MEMBER_COLUMNS: &[(&str, &str)] = &[
 ];
 
 /// Columns of the shards' table.
-const SHARD_COLUMNS: &[&str] = &[
-    "total",
-    "healthy",
-    "under_replicated",
-    "catching_up",
-    "moving",
-    "unavailable",
-];
+const SHARD_COLUMNS: &[&str] =
+    &["total", "healthy", "under_replicated", "catching_up", "moving", "unavailable"];
 
 /// Shows the cluster's members and the state of its shards
 #[derive(Args, Debug)]
@@ -60,9 +54,7 @@ impl Status {
     pub(crate) async fn run(self) -> anyhow::Result<Exit> {
         let client = Client::new(&self.connection)?;
         loop {
-            let response = client
-                .send(client.ops_request(Method::GET, "/cluster")?)
-                .await?;
+            let response = client.send(client.ops_request(Method::GET, "/cluster")?).await?;
             let body = client.body(response).await?;
             let cluster: Json =
                 serde_json::from_slice(&body).context("the server's answer is no cluster state")?;
@@ -89,26 +81,16 @@ fn tables(cluster: &Json) -> String {
     let mut members = table();
     members.set_header(MEMBER_COLUMNS.iter().map(|(heading, _)| *heading));
     for member in cluster["members"].as_array().into_iter().flatten() {
-        members.add_row(
-            MEMBER_COLUMNS
-                .iter()
-                .map(|(_, field)| cell(&member[*field])),
-        );
+        members.add_row(MEMBER_COLUMNS.iter().map(|(_, field)| cell(&member[*field])));
     }
     let mut shards = table();
     shards.set_header(
-        std::iter::once("SHARDS".to_owned()).chain(
-            SHARD_COLUMNS
-                .iter()
-                .map(|name| name.replace('_', " ").to_uppercase()),
-        ),
+        std::iter::once("SHARDS".to_owned())
+            .chain(SHARD_COLUMNS.iter().map(|name| name.replace('_', " ").to_uppercase())),
     );
     shards.add_row(
-        std::iter::once(String::new()).chain(
-            SHARD_COLUMNS
-                .iter()
-                .map(|name| cell(&cluster["shards"][*name])),
-        ),
+        std::iter::once(String::new())
+            .chain(SHARD_COLUMNS.iter().map(|name| cell(&cluster["shards"][*name]))),
     );
     format!(
         "cluster {}  epoch {}  leader {}\n\n{}\n\n{}\n",
@@ -122,20 +104,13 @@ fn tables(cluster: &Json) -> String {
 
 fn table() -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table
 }
 
 /// The table without the blanks at the ends of its lines.
 fn tidy(table: &Table) -> String {
-    table
-        .to_string()
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join("\n")
+    table.to_string().lines().map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 fn cell(value: &Json) -> String {

@@ -95,8 +95,7 @@ impl Dump {
         }
         out.flush()?;
         if let Some(file) = file {
-            file.sync_all()
-                .with_context(|| format!("cannot sync {}", self.file.display()))?;
+            file.sync_all().with_context(|| format!("cannot sync {}", self.file.display()))?;
         }
         progress.finish_and_clear();
         note(format_args!("dumped {count} keys"));
@@ -186,12 +185,7 @@ struct Chunks<R> {
 impl<R: BufRead> Chunks<R> {
     /// Chunks of what is left in `reader`, of which `line` lines were read before.
     fn new(reader: R, line: u64) -> Self {
-        Self {
-            reader,
-            line,
-            fault: None,
-            ended: false,
-        }
+        Self { reader, line, fault: None, ended: false }
     }
 
     /// The next chunk, or `None` at the end.
@@ -200,10 +194,7 @@ impl<R: BufRead> Chunks<R> {
     /// A line is no entry, or the file cannot be read. The lines before it are given out first;
     /// nothing comes after it.
     fn next(&mut self) -> anyhow::Result<Option<Chunk>> {
-        let mut chunk = Chunk {
-            body: String::new(),
-            lines: Vec::new(),
-        };
+        let mut chunk = Chunk { body: String::new(), lines: Vec::new() };
         while !self.ended
             && chunk.lines.len() < CHUNK_LINES_MAX
             && chunk.body.len() < CHUNK_BYTES_AIM
@@ -245,9 +236,7 @@ impl<R: BufRead> Chunks<R> {
                 break;
             }
         }
-        Ok(Some(
-            Entry::parse(&text).with_context(|| format!("line {}", self.line))?,
-        ))
+        Ok(Some(Entry::parse(&text).with_context(|| format!("line {}", self.line))?))
     }
 }
 
@@ -310,27 +299,15 @@ async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
     let whole = |error: Error| {
         let passing =
             matches!(&error, Error::Refused(problem) if matches!(problem.status, 429 | 503));
-        Fault {
-            error: error.into(),
-            line: None,
-            passing,
-        }
+        Fault { error: error.into(), line: None, passing }
     };
     let response = client.send(request).await.map_err(whole)?;
     let body = client.body(response).await.map_err(whole)?;
     let mut count = 0;
-    let mut results = body
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty());
+    let mut results = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for line in &chunk.lines {
-        let at = |error: anyhow::Error, passing| Fault {
-            error,
-            line: Some(*line),
-            passing,
-        };
-        let result = results
-            .next()
-            .and_then(|text| serde_json::from_slice::<Json>(text).ok());
+        let at = |error: anyhow::Error, passing| Fault { error, line: Some(*line), passing };
+        let result = results.next().and_then(|text| serde_json::from_slice::<Json>(text).ok());
         let Some(result) = result else {
             return Err(at(
                 anyhow::anyhow!("the server's answer ends before this line's result"),
@@ -349,10 +326,7 @@ async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
 
 /// What the server says about an operation that failed.
 fn reason(result: &Json, status: u64) -> String {
-    match ["detail", "title"]
-        .iter()
-        .find_map(|member| result[*member].as_str())
-    {
+    match ["detail", "title"].iter().find_map(|member| result[*member].as_str()) {
         Some(text) => format!("{text} ({status})"),
         None => format!("the server answered {status}"),
     }
@@ -384,10 +358,8 @@ impl Batch {
             let file = file.with_context(|| format!("cannot read {}", self.file.display()))?;
             Body::wrap_stream(ReaderStream::new(file))
         };
-        let request = client
-            .request(Method::POST, "/v1/batch")
-            .header(CONTENT_TYPE, NDJSON)
-            .body(body);
+        let request =
+            client.request(Method::POST, "/v1/batch").header(CONTENT_TYPE, NDJSON).body(body);
         let mut response = client.send(request).await?;
         let mut out = output();
         let mut failed = 0u64;
@@ -466,10 +438,7 @@ mod tests {
         let mut chunks = Chunks::new(text.as_bytes(), 0);
         assert_eq!(lines(chunks.next()), Some(vec![1, 3]));
         let error = chunks.next().expect_err("line 4 is rubbish");
-        assert!(
-            format!("{error:#}").starts_with("line 4: not a line of a dump"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").starts_with("line 4: not a line of a dump"), "{error:#}");
         assert_eq!(lines(chunks.next()), None);
     }
 

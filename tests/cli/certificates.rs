@@ -13,18 +13,7 @@ use crate::program::{Outcome, aegiskv};
 fn issued() -> TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     certs(&dir, &["init"]).done();
-    certs(
-        &dir,
-        &[
-            "issue",
-            "kv1",
-            "--san",
-            "kv1.example.com,10.0.0.1",
-            "--san",
-            "::1",
-        ],
-    )
-    .done();
+    certs(&dir, &["issue", "kv1", "--san", "kv1.example.com,10.0.0.1", "--san", "::1"]).done();
     dir
 }
 
@@ -36,38 +25,23 @@ fn certs(dir: &TempDir, arguments: &[&str]) -> Outcome {
 }
 
 fn mode(path: &Path) -> u32 {
-    fs::metadata(path)
-        .expect("the file is there")
-        .permissions()
-        .mode()
-        & 0o777
+    fs::metadata(path).expect("the file is there").permissions().mode() & 0o777
 }
 
 /// What `openssl` says, or `None` on a machine without it.
 fn openssl(dir: &TempDir, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("openssl")
-        .current_dir(dir.path())
-        .args(arguments)
-        .output()
-        .ok()?;
+    let output = Command::new("openssl").current_dir(dir.path()).args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{}{text}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stderr));
     Some(text)
 }
 
 #[test]
 fn keys_are_their_owners_alone() {
     let dir = issued();
-    for (file, expected) in [
-        ("ca.key", 0o600),
-        ("kv1.key", 0o600),
-        ("ca.crt", 0o644),
-        ("kv1.crt", 0o644),
-    ] {
+    for (file, expected) in
+        [("ca.key", 0o600), ("kv1.key", 0o600), ("ca.crt", 0o644), ("kv1.crt", 0o644)]
+    {
         assert_eq!(mode(&dir.path().join(file)), expected, "{file}");
     }
 }
@@ -77,25 +51,15 @@ fn openssl_trusts_what_the_authority_issued() {
     let dir = issued();
     let purposes = ["sslserver", "sslclient"];
     for purpose in purposes {
-        let arguments = [
-            "verify",
-            "-x509_strict",
-            "-purpose",
-            purpose,
-            "-CAfile",
-            "ca.crt",
-            "kv1.crt",
-        ];
+        let arguments =
+            ["verify", "-x509_strict", "-purpose", purpose, "-CAfile", "ca.crt", "kv1.crt"];
         let Some(text) = openssl(&dir, &arguments) else {
             return;
         };
         assert_eq!(text.trim(), "kv1.crt: OK", "{purpose}");
     }
     let hosts = ["-verify_hostname", "kv1.example.com"];
-    openssl(
-        &dir,
-        &[&["verify", "-CAfile", "ca.crt"], &hosts[..], &["kv1.crt"]].concat(),
-    );
+    openssl(&dir, &[&["verify", "-CAfile", "ca.crt"], &hosts[..], &["kv1.crt"]].concat());
     let text = openssl(&dir, &["x509", "-in", "kv1.crt", "-noout", "-text"]).unwrap_or_default();
     for word in [
         "DNS:kv1, DNS:kv1.example.com, IP Address:10.0.0.1, IP Address:0:0:0:0:0:0:0:1",
@@ -115,11 +79,7 @@ fn certificates_last_as_long_as_asked_but_not_longer_than_their_authority() {
     certs(&dir, &["init", "--days", "10", "--name", "Test CA"]).done();
     certs(&dir, &["issue", "short", "--days", "5"]).done();
     let long = certs(&dir, &["issue", "long"]).done();
-    assert!(
-        long.stderr.contains("the authority runs out on"),
-        "{}",
-        long.stderr
-    );
+    assert!(long.stderr.contains("the authority runs out on"), "{}", long.stderr);
     let days = |days: u32| (days * 86_400).to_string();
     let lasts = |file: &str, seconds: &str| {
         let status = Command::new("openssl")
@@ -144,10 +104,7 @@ fn nothing_is_overwritten() {
     let again = certs(&dir, &["init"]);
     assert_eq!(again.code, 1);
     assert!(again.stderr.contains("ca.crt exists"), "{}", again.stderr);
-    assert_eq!(
-        fs::read(dir.path().join("ca.key")).expect("still there"),
-        before
-    );
+    assert_eq!(fs::read(dir.path().join("ca.key")).expect("still there"), before);
     assert_eq!(certs(&dir, &["issue", "kv1"]).code, 1);
 }
 
@@ -173,17 +130,9 @@ fn an_authority_that_is_missing_or_mixed_up_is_told() {
     fs::copy(other.path().join("ca.key"), one.path().join("ca.key")).expect("copied");
     let outcome = certs(&one, &["issue", "kv2"]);
     assert_eq!(outcome.code, 1);
-    assert!(
-        outcome.stderr.contains("is not the key of"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("is not the key of"), "{}", outcome.stderr);
 
     fs::copy(other.path().join("kv1.crt"), other.path().join("ca.crt")).expect("copied");
     let outcome = certs(&other, &["issue", "kv2"]);
-    assert!(
-        outcome.stderr.contains("no authority's certificate"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("no authority's certificate"), "{}", outcome.stderr);
 }

@@ -8,14 +8,9 @@ use crate::program::aegiskv;
 /// The commands, as `docs/cli.md` names them in its headings.
 fn commands() -> Vec<Vec<String>> {
     let markdown = aegiskv(&["man", "--markdown"]).run().done();
-    let headings = markdown
-        .text()
-        .lines()
-        .filter_map(|line| line.strip_prefix("## `aegiskv"));
+    let headings = markdown.text().lines().filter_map(|line| line.strip_prefix("## `aegiskv"));
     let words = headings.map(|rest| rest.trim_end_matches('`').split_whitespace());
-    words
-        .map(|words| words.map(str::to_owned).collect())
-        .collect()
+    words.map(|words| words.map(str::to_owned).collect()).collect()
 }
 
 #[test]
@@ -38,21 +33,14 @@ fn the_reference_is_what_the_binary_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cli.md");
     let written = fs::read_to_string(path).expect("the reference is there");
     let made = aegiskv(&["man", "--markdown"]).run().done();
-    assert!(
-        written == made.text(),
-        "renew it: aegiskv man --markdown > docs/cli.md"
-    );
+    assert!(written == made.text(), "renew it: aegiskv man --markdown > docs/cli.md");
 }
 
 #[test]
 fn the_reference_does_not_depend_on_who_asks() {
     let made = aegiskv(&["man", "--markdown"]).run().done();
     let call = aegiskv(&["man", "--markdown"]).env("AEGISKV_ADDR", "kv9:1");
-    let other = call
-        .env("AEGISKV_TOKEN", "hunter2")
-        .env("COLUMNS", "40")
-        .run()
-        .done();
+    let other = call.env("AEGISKV_TOKEN", "hunter2").env("COLUMNS", "40").run().done();
     assert_eq!(made.text(), other.text());
 }
 
@@ -71,23 +59,12 @@ fn a_manual_page_is_written_for_every_command() {
     aegiskv(&["man", "--dir", path]).run().done();
     let pages: BTreeSet<String> = fs::read_dir(dir.path())
         .expect("it can be listed")
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .into_string()
-                .expect("text")
-        })
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
         .collect();
     let expected: BTreeSet<String> = commands()
         .into_iter()
         .map(|command| {
-            format!(
-                "aegiskv{}.1",
-                command
-                    .iter()
-                    .fold(String::new(), |all, word| all + "-" + word)
-            )
+            format!("aegiskv{}.1", command.iter().fold(String::new(), |all, word| all + "-" + word))
         })
         .collect();
     assert_eq!(pages, expected);
@@ -137,20 +114,14 @@ fn a_server_that_is_not_there_is_named() {
         assert_eq!(outcome.code, 1);
         assert!(outcome.stderr.contains(&addr), "{}", outcome.stderr);
         assert!(outcome.stderr.contains("refused"), "{}", outcome.stderr);
-        assert_eq!(
-            outcome.stderr.matches("refused").count(),
-            1,
-            "{}",
-            outcome.stderr
-        );
+        assert_eq!(outcome.stderr.matches("refused").count(), 1, "{}", outcome.stderr);
     }
 }
 
 #[test]
 fn tokens_are_long_and_never_the_same() {
-    let tokens: BTreeSet<String> = (0..5)
-        .map(|_| aegiskv(&["token"]).run().done().text().trim().to_owned())
-        .collect();
+    let tokens: BTreeSet<String> =
+        (0..5).map(|_| aegiskv(&["token"]).run().done().text().trim().to_owned()).collect();
     assert_eq!(tokens.len(), 5);
     for token in tokens {
         assert_eq!(token.len(), 43, "{token}");
@@ -177,13 +148,7 @@ fn the_default_configuration_is_a_good_file() {
 fn every_value_is_shown_with_its_origin() {
     let call = aegiskv(&["config", "show", "--json", "--max-conns", "77"]);
     let shown = call.env("AEGIS_ZONE", "z1").run().done();
-    for word in [
-        "77",
-        "flag --max-conns",
-        "z1",
-        "environment AEGIS_ZONE",
-        "default",
-    ] {
+    for word in ["77", "flag --max-conns", "z1", "environment AEGIS_ZONE", "default"] {
         assert!(shown.text().contains(word), "{word} in {}", shown.text());
     }
 }
@@ -209,20 +174,12 @@ fn a_directory_that_holds_no_node_has_no_log_to_look_at() {
     let path = dir.path().to_str().expect("its path is text");
     let outcome = aegiskv(&["wal", "verify", path]).run();
     assert_eq!(outcome.code, 1);
-    assert!(
-        outcome.stderr.contains("no node's data directory"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("no node's data directory"), "{}", outcome.stderr);
 }
 
 #[test]
 fn recovery_says_why_there_is_nothing_to_recover() {
     let outcome = aegiskv(&["node", "recover"]).run();
     assert_eq!(outcome.code, 1);
-    assert!(
-        outcome.stderr.contains("stands alone"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("stands alone"), "{}", outcome.stderr);
 }

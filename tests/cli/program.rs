@@ -20,14 +20,8 @@ pub(crate) struct Outcome {
 /// A call with these arguments, in an environment without any of the program's variables.
 pub(crate) fn aegiskv(arguments: &[&str]) -> Call {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    Call {
-        command,
-        input: Vec::new(),
-    }
+    command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    Call { command, input: Vec::new() }
 }
 
 impl Call {
@@ -49,11 +43,7 @@ impl Call {
         let input = self.input;
         // A program that does not read its input closes the pipe; that is its right.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = child.wait_with_output().expect("the binary ends");
+        let Output { status, stdout, stderr } = child.wait_with_output().expect("the binary ends");
         writer.join().expect("the writer does not panic");
         Outcome {
             code: status.code().expect("no signal ended it"),

@@ -35,12 +35,7 @@ impl Server {
         let dir = tempfile::tempdir().expect("a directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
         command
-            .args([
-                "--bind-addr",
-                &at(client),
-                "--gossip-bind-addr",
-                &at(gossip),
-            ])
+            .args(["--bind-addr", &at(client), "--gossip-bind-addr", &at(gossip)])
             .args(["--health-addr", &at(ops), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
@@ -52,16 +47,9 @@ impl Server {
         // The log is read to the end, so that a full pipe never stops the node.
         let log = BufReader::new(child.stderr.take().expect("it is piped"));
         std::thread::spawn(move || {
-            log.lines()
-                .map_while(Result::ok)
-                .for_each(|line| eprintln!("{line}"))
+            log.lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"))
         });
-        let mut server = Self {
-            child,
-            dir,
-            addr: at(client),
-            ops_addr: at(ops),
-        };
+        let mut server = Self { child, dir, addr: at(client), ops_addr: at(ops) };
         server.wait_until_ready();
         server
     }
@@ -78,9 +66,7 @@ impl Server {
 
     /// A client command to this node.
     pub(crate) fn call(&self, arguments: &[&str]) -> Call {
-        aegiskv(arguments)
-            .env("AEGISKV_ADDR", &self.addr)
-            .env("AEGISKV_OPS_ADDR", &self.ops_addr)
+        aegiskv(arguments).env("AEGISKV_ADDR", &self.addr).env("AEGISKV_OPS_ADDR", &self.ops_addr)
     }
 
     /// Ends the node at once, and gives back its directory.

@@ -74,23 +74,10 @@ impl Endpoint {
     /// One of them cannot be used.
     pub(super) fn new(connection: &Connection) -> anyhow::Result<Self> {
         let target = connection.target()?;
-        let tls = if target.tls {
-            Some(tls(connection, &target)?)
-        } else {
-            None
-        };
+        let tls = if target.tls { Some(tls(connection, &target)?) } else { None };
         let host = HeaderValue::try_from(target.authority()).context("the host is no name")?;
-        let token = connection
-            .secret()?
-            .map(|token| bearer(&token))
-            .transpose()?;
-        Ok(Self {
-            target,
-            host,
-            token,
-            tls,
-            timeout: connection.timeout,
-        })
+        let token = connection.secret()?.map(|token| bearer(&token)).transpose()?;
+        Ok(Self { target, host, token, tls, timeout: connection.timeout })
     }
 
     /// Makes sure that the node answers and takes the token, before any load.
@@ -118,19 +105,12 @@ impl Endpoint {
     pub(super) async fn connect(&self) -> Result<Link<'_>, Error> {
         let opening = timeout(self.timeout, self.open());
         let (sender, driver) = opening.await.map_err(|_| Error::Slow(self.timeout))??;
-        Ok(Link {
-            endpoint: self,
-            sender,
-            driver,
-        })
+        Ok(Link { endpoint: self, sender, driver })
     }
 
     async fn open(&self) -> Result<(SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>), Error> {
         let addr = self.target.authority();
-        let failed = |source| Error::Connect {
-            addr: addr.clone(),
-            source,
-        };
+        let failed = |source| Error::Connect { addr: addr.clone(), source };
         let tcp = TcpStream::connect((self.target.host.as_str(), self.target.port)).await;
         let tcp = tcp.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
@@ -176,9 +156,7 @@ impl Link<'_> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri.clone();
-        request
-            .headers_mut()
-            .insert(HOST, self.endpoint.host.clone());
+        request.headers_mut().insert(HOST, self.endpoint.host.clone());
         if let Some(token) = &self.endpoint.token {
             request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
@@ -204,9 +182,7 @@ fn tls(
     let mut roots = rustls::RootCertStore::empty();
     let unusable = || format!("{} holds no usable PEM certificate", ca.display());
     for certificate in CertificateDer::pem_file_iter(ca).with_context(unusable)? {
-        roots
-            .add(certificate.with_context(unusable)?)
-            .with_context(unusable)?;
+        roots.add(certificate.with_context(unusable)?).with_context(unusable)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -217,13 +193,9 @@ fn tls(
         (Some(cert), Some(key)) => {
             let unusable = || format!("cannot use {} with {}", cert.display(), key.display());
             let chain = CertificateDer::pem_file_iter(cert).with_context(unusable)?;
-            let chain = chain
-                .collect::<Result<Vec<_>, _>>()
-                .with_context(unusable)?;
+            let chain = chain.collect::<Result<Vec<_>, _>>().with_context(unusable)?;
             let key = PrivateKeyDer::from_pem_file(key).with_context(unusable)?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .with_context(unusable)?
+            builder.with_client_auth_cert(chain, key).with_context(unusable)?
         }
         _ => builder.with_no_client_auth(),
     };

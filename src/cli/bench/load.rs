@@ -1,7 +1,7 @@
 //! What each connection of the bench does, and when.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,26 +71,13 @@ impl Plan {
         let path = format!("/v1/kv/{}", escape(prefix.as_bytes()));
         let query = Query::default().with_some("ttl", ttl);
         let digits = (keys - 1).to_string().len();
-        let plan = Self {
-            path,
-            query,
-            keys,
-            digits,
-            value,
-            gets,
-            puts,
-        };
-        plan.uri(Kind::Put, 0)
-            .context("--key-prefix and --ttl make no URL")?;
+        let plan = Self { path, query, keys, digits, value, gets, puts };
+        plan.uri(Kind::Put, 0).context("--key-prefix and --ttl make no URL")?;
         Ok(plan)
     }
 
     fn uri(&self, kind: Kind, key: u64) -> Result<Uri, hyper::http::uri::InvalidUri> {
-        let query = if kind == Kind::Put {
-            self.query.as_str()
-        } else {
-            ""
-        };
+        let query = if kind == Kind::Put { self.query.as_str() } else { "" };
         let digits = self.digits;
         Uri::from_maybe_shared(Bytes::from(format!("{}{key:0digits$}{query}", self.path)))
     }
@@ -112,7 +99,7 @@ impl Plan {
 pub(super) struct Phase {
     /// When the phase began.
     start: Instant,
-    /// What begins before is not recorded.
+    /// What is answered before is not recorded.
     measured_from: Instant,
     /// `None`: every key is put once, and that is all.
     end: Option<Instant>,
@@ -120,6 +107,8 @@ pub(super) struct Phase {
     interval_nanos: Option<f64>,
     /// Operations taken so far, where there is a rate.
     taken: AtomicU64,
+    /// A key could not be loaded, so that there is no point in going on.
+    given_up: AtomicBool,
 }
 
 impl Phase {
@@ -132,6 +121,7 @@ impl Phase {
             end: None,
             interval_nanos: None,
             taken: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -148,6 +138,7 @@ impl Phase {
             end: Some(start + warmup + duration),
             interval_nanos: rate.map(|rate| 1e9 / rate as f64),
             taken: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -159,6 +150,10 @@ impl Phase {
     /// Operations that connections have taken up.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    fn given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// Starts the thread that says when operations are due, where there is a rate; it returns how
@@ -178,9 +173,8 @@ impl Phase {
                 let reached = reached.min(total).min(phase.taken() + DUE_MAX);
                 due.add_permits(usize::try_from(reached.saturating_sub(released)).unwrap_or(0));
                 released = released.max(reached);
-                let next = phase
-                    .due_at(released, interval)
-                    .saturating_duration_since(Instant::now());
+                let next =
+                    phase.due_at(released, interval).saturating_duration_since(Instant::now());
                 thread::sleep(next.max(PACER_PAUSE_MIN));
             }
             thread::sleep(end.saturating_duration_since(Instant::now()));
@@ -224,7 +218,7 @@ impl Client {
         let mut next_key = u64::from(self.index);
         loop {
             let (kind, key, began) = match (self.phase.end, self.phase.interval_nanos) {
-                (None, _) if next_key >= self.plan.keys => break,
+                (None, _) if next_key >= self.plan.keys || self.phase.given_up() => break,
                 (None, _) => {
                     let key = next_key;
                     next_key += u64::from(self.clients);
@@ -267,10 +261,8 @@ impl Client {
             Some(open) => open,
             None => link.insert(self.endpoint.connect().await?),
         };
-        let uri = self
-            .plan
-            .uri(kind, key)
-            .expect("only the number differs from the URL tried first");
+        let uri =
+            self.plan.uri(kind, key).expect("only the number differs from the URL tried first");
         let result = match kind {
             Kind::Get => open.send(Method::GET, &uri, Bytes::new()).await,
             Kind::Put => open.send(Method::PUT, &uri, self.plan.value.clone()).await,
@@ -289,14 +281,14 @@ impl Client {
         result: Result<StatusCode, Error>,
     ) {
         let counts = &self.counts[self.index as usize];
-        let counter = if result.is_ok() {
-            &counts.done
-        } else {
-            &counts.errors
-        };
+        let counter = if result.is_ok() { &counts.done } else { &counts.errors };
+        if result.is_err() && self.phase.end.is_none() {
+            self.phase.given_up.store(true, Ordering::Relaxed);
+        }
         counter.fetch_add(1, Ordering::Relaxed);
-        if began >= self.phase.measured_from {
-            samples.record(kind, began.elapsed(), result);
+        let now = Instant::now();
+        if now >= self.phase.measured_from {
+            samples.record(kind, now - began, result);
         }
     }
 }
@@ -346,10 +338,7 @@ mod tests {
         let mut random = Random::new(3);
         let draws: Vec<_> = (0..100_000).map(|_| plan.draw(&mut random)).collect();
         let gets = draws.iter().filter(|(kind, _)| *kind == Kind::Get).count();
-        assert!(
-            (89_000..91_000).contains(&gets),
-            "{gets} of 100000 are GETs"
-        );
+        assert!((89_000..91_000).contains(&gets), "{gets} of 100000 are GETs");
         assert!(draws.iter().all(|(_, key)| *key < 1000));
     }
 

@@ -104,10 +104,7 @@ impl Bench {
         if let Some(threads) = self.threads {
             builder.worker_threads(threads.max(1));
         }
-        let runtime = builder
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
+        let runtime = builder.enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(self.measure())
     }
 
@@ -128,25 +125,14 @@ impl Bench {
         let tally = run_phase(&endpoint, &plan, phase, self.clients, "measuring").await?;
         let report = tally.into_report(self.clients, self.rate);
         report.print(self.json)?;
-        Ok(if report.is_failure() {
-            Exit::Failed
-        } else {
-            Exit::Done
-        })
+        Ok(if report.is_failure() { Exit::Failed } else { Exit::Done })
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
         let (gets, puts) = self.ratio;
         let mut value = vec![0; self.value_size];
         fill_randomly(&mut value)?;
-        Plan::new(
-            &self.key_prefix,
-            self.keys,
-            value.into(),
-            self.ttl.as_deref(),
-            gets,
-            puts,
-        )
+        Plan::new(&self.key_prefix, self.keys, value.into(), self.ttl.as_deref(), gets, puts)
     }
 }
 
@@ -185,10 +171,7 @@ async fn run_phase(
     // The task's bar is cleared when it is dropped; wait until it is.
     let _ = progress.await;
     if let Some(pacer) = pacer {
-        tally.unsent = pacer
-            .join()
-            .ok()
-            .map_or(0, |sent| sent.saturating_sub(phase.taken()));
+        tally.unsent = pacer.join().ok().map_or(0, |sent| sent.saturating_sub(phase.taken()));
     }
     tally.elapsed = phase.measured();
     Ok(tally)
@@ -206,21 +189,12 @@ async fn show_progress(counts: Arc<[Counts]>, what: &'static str) {
     loop {
         ticks.tick().await;
         let sum = |field: fn(&Counts) -> &std::sync::atomic::AtomicU64| -> u64 {
-            counts
-                .iter()
-                .map(|counts| field(counts).load(Ordering::Relaxed))
-                .sum()
+            counts.iter().map(|counts| field(counts).load(Ordering::Relaxed)).sum()
         };
         let (done, errors) = (sum(|counts| &counts.done), sum(|counts| &counts.errors));
         let seconds = at.elapsed().as_secs_f64();
-        let rate = if seconds > 0.0 {
-            (done - before) as f64 / seconds
-        } else {
-            0.0
-        };
-        bar.0.set_message(format!(
-            "{what}: {done} operations, {rate:.0}/s, {errors} errors"
-        ));
+        let rate = if seconds > 0.0 { (done - before) as f64 / seconds } else { 0.0 };
+        bar.0.set_message(format!("{what}: {done} operations, {rate:.0}/s, {errors} errors"));
         bar.0.tick();
         (before, at) = (done, Instant::now());
     }

@@ -34,11 +34,7 @@ struct Series {
 impl Default for Series {
     fn default() -> Self {
         let latency = Histogram::new(DIGITS).expect("three digits are in range");
-        Self {
-            latency,
-            errors: 0,
-            misses: 0,
-        }
+        Self { latency, errors: 0, misses: 0 }
     }
 }
 
@@ -57,7 +53,7 @@ impl Samples {
         match result {
             Ok(status) => {
                 let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-                series.latency.saturating_record(micros);
+                series.latency.record(micros).expect("the histogram grows with its values");
                 series.misses += u64::from(status == StatusCode::NOT_FOUND);
             }
             Err(error) => {
@@ -83,14 +79,9 @@ pub(super) struct Tally {
 impl Tally {
     /// Adds what one connection saw.
     pub(super) fn add(&mut self, samples: &Samples) {
-        let pairs = [
-            (&mut self.samples.get, &samples.get),
-            (&mut self.samples.put, &samples.put),
-        ];
+        let pairs = [(&mut self.samples.get, &samples.get), (&mut self.samples.put, &samples.put)];
         for (sum, part) in pairs {
-            sum.latency
-                .add(&part.latency)
-                .expect("both histograms resize themselves");
+            sum.latency.add(&part.latency).expect("both histograms resize themselves");
             sum.errors += part.errors;
             sum.misses += part.misses;
         }
@@ -111,11 +102,7 @@ impl Tally {
 
     /// The result, with the settings that matter to it.
     pub(super) fn into_report(self, clients: u32, rate: Option<u64>) -> Report {
-        Report {
-            tally: self,
-            clients,
-            rate,
-        }
+        Report { tally: self, clients, rate }
     }
 }
 
@@ -150,12 +137,8 @@ impl Report {
 
     fn rows(&self) -> impl Iterator<Item = (&'static str, &Series)> {
         let samples = &self.tally.samples;
-        let rows = [
-            (Kind::Get.name(), &samples.get),
-            (Kind::Put.name(), &samples.put),
-        ];
-        rows.into_iter()
-            .filter(|(_, series)| !series.latency.is_empty() || series.errors > 0)
+        let rows = [(Kind::Get.name(), &samples.get), (Kind::Put.name(), &samples.put)];
+        rows.into_iter().filter(|(_, series)| !series.latency.is_empty() || series.errors > 0)
     }
 
     fn per_second(&self, series: &Series) -> f64 {
@@ -164,20 +147,8 @@ impl Report {
 
     fn text(&self) -> String {
         let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled);
-        let header = [
-            "OP",
-            "COUNT",
-            "ERRORS",
-            "PER SECOND",
-            "P50",
-            "P90",
-            "P99",
-            "P99.9",
-            "MAX",
-        ];
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        let header = ["OP", "COUNT", "ERRORS", "PER SECOND", "P50", "P90", "P99", "P99.9", "MAX"];
         table.set_header(header);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -196,15 +167,9 @@ impl Report {
                 millis(series.latency.max()),
             ]);
         }
-        let mut text: String = table
-            .lines()
-            .map(|line| format!("{}\n", line.trim_end()))
-            .collect();
-        text += &format!(
-            "\n{} connections, {:.1} s",
-            self.clients,
-            self.tally.elapsed.as_secs_f64()
-        );
+        let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        text +=
+            &format!("\n{} connections, {:.1} s", self.clients, self.tally.elapsed.as_secs_f64());
         match self.rate {
             Some(rate) => {
                 text += &format!(", {rate} a second due; latency from when each was due\n")
@@ -267,23 +232,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn long_latencies_are_kept_as_they_are() {
+        let mut samples = Samples::default();
+        for millis in [1, 5_000, 60_000] {
+            samples.record(Kind::Get, Duration::from_millis(millis), Ok(StatusCode::OK));
+        }
+        let mut tally = Tally { elapsed: Duration::from_secs(1), ..Tally::default() };
+        tally.add(&samples);
+        let latency = &tally.into_report(1, None).json()["operations"]["get"]["latency_us"];
+        let near = |key: &str, expected: u64| {
+            let found = latency[key].as_u64().expect("a number");
+            assert!(found.abs_diff(expected) * 1000 <= expected, "{key} is {found}");
+        };
+        near("p50", 5_000_000);
+        near("max", 60_000_000);
+    }
+
+    #[test]
     fn latencies_misses_and_errors_are_told_apart() {
         let mut samples = Samples::default();
         samples.record(Kind::Get, Duration::from_micros(1500), Ok(StatusCode::OK));
-        samples.record(
-            Kind::Get,
-            Duration::from_micros(500),
-            Ok(StatusCode::NOT_FOUND),
-        );
+        samples.record(Kind::Get, Duration::from_micros(500), Ok(StatusCode::NOT_FOUND));
         samples.record(
             Kind::Put,
             Duration::from_secs(9),
             Err(Error::Refused(StatusCode::INSUFFICIENT_STORAGE)),
         );
-        let mut tally = Tally {
-            elapsed: Duration::from_secs(2),
-            ..Tally::default()
-        };
+        let mut tally = Tally { elapsed: Duration::from_secs(2), ..Tally::default() };
         tally.add(&samples);
         let report = tally.into_report(3, None);
         assert!(!report.is_failure());
@@ -293,10 +268,7 @@ mod tests {
         assert_eq!(json["operations"]["get"]["per_second"], 1.0);
         assert_eq!(json["operations"]["get"]["latency_us"]["max"], 1500);
         assert_eq!(json["operations"]["put"]["errors"], 1);
-        assert_eq!(
-            json["first_error"],
-            "put: the server answered 507 Insufficient Storage"
-        );
+        assert_eq!(json["first_error"], "put: the server answered 507 Insufficient Storage");
         let text = report.text();
         assert!(text.contains("1.500 ms"), "{text}");
         assert!(text.contains("1 GETs found no such key"), "{text}");
