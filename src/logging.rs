@@ -78,6 +78,14 @@ pub enum StartError {
     /// The level is wrong.
     #[error("log_level: {0}")]
     Level(#[from] LevelError),
+    /// The directory could not be made.
+    #[error("log_dir: cannot make {}; make it, or let this user do so", dir.display())]
+    Create {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The first file could not be opened.
     #[error("log_dir: cannot open a log file in {}; let this user write there", dir.display())]
     Dir {
@@ -239,6 +247,9 @@ where
 }
 
 fn daily_files(dir: &PathBuf) -> Result<(NonBlocking, WorkerGuard), StartError> {
+    // The appender makes it too, but complains on standard error before.
+    std::fs::create_dir_all(dir)
+        .map_err(|source| StartError::Create { dir: dir.clone(), source })?;
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix("aegiskv")

@@ -92,9 +92,7 @@ pub(super) fn empty(status: StatusCode) -> Response {
 /// A JSON document.
 pub(super) fn json(document: Bytes) -> Response {
     let mut response = with_body(StatusCode::OK, Body::Whole(document));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -31,11 +31,7 @@ pub(super) const PATH: &str = "/v1/batch";
 pub(super) const PARAMETERS: &[&str] = &["consistency"];
 
 /// Media types of the lines' form, its own and the two names it also goes by.
-const LINES: [&str; 3] = [
-    "application/x-ndjson",
-    "application/ndjson",
-    "application/jsonl",
-];
+const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// What all operations of a batch share.
 #[derive(Clone, Copy, Debug)]
@@ -60,28 +56,15 @@ pub(super) async fn answer(
     let run = match framing {
         Framing::Lines => {
             kv::idempotency(&fields, &head, b"", b"")?;
-            let header = fields
-                .idempotency_key
-                .map(|v| Bytes::copy_from_slice(v.as_bytes()));
-            let shared = Shared {
-                limits,
-                consistency,
-                idempotency: None,
-            };
+            let header = fields.idempotency_key.map(|v| Bytes::copy_from_slice(v.as_bytes()));
+            let shared = Shared { limits, consistency, idempotency: None };
             Run::of_lines(client, shared, body, header)
         }
         Framing::Document => {
-            let bound = Bound {
-                bytes_max: limits.batch_bytes(),
-                limit: BATCH_LIMIT,
-            };
+            let bound = Bound { bytes_max: limits.batch_bytes(), limit: BATCH_LIMIT };
             let body = intake::whole(&client, limits, body, bound).await?;
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
-            let shared = Shared {
-                limits,
-                consistency,
-                idempotency,
-            };
+            let shared = Shared { limits, consistency, idempotency };
             let steps = Batch::parse(&body)?.into_steps(shared)?;
             client.spend(limits.rate, steps.len())?;
             Run::of_document(client, shared, steps)
@@ -93,9 +76,7 @@ pub(super) async fn answer(
     };
     let body = axum::body::Body::from_stream(run.into_stream());
     let mut response = answer::with_body(hyper::StatusCode::OK, Body::Streamed(body));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     Ok(response)
 }
 
@@ -107,12 +88,7 @@ fn framing(content_type: Option<&HeaderValue>) -> Result<Framing, Problem> {
         return Ok(Framing::Document);
     };
     let text = value.to_str().unwrap_or_default();
-    let essence = text
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
         "application/json" => Ok(Framing::Document),
         lines if LINES.contains(&lines) => Ok(Framing::Lines),

@@ -74,9 +74,7 @@ impl<'a> Gathered<'a> {
 
 impl Drop for Gathered<'_> {
     fn drop(&mut self) {
-        self.node
-            .gathered_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
+        self.node.gathered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -90,11 +88,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(node: Arc<Node>, watch: Arc<Watch>) -> Self {
-        Self {
-            node,
-            watch,
-            pace: Pace::default(),
-        }
+        Self { node, watch, pace: Pace::default() }
     }
 
     /// Takes the right to `count` operations.
@@ -160,10 +154,7 @@ mod tests {
 
     fn rate(per_second: u32, burst: u32) -> Rate {
         let n = |n| NonZeroU32::new(n).unwrap();
-        Rate {
-            per_second: n(per_second),
-            burst: n(burst),
-        }
+        Rate { per_second: n(per_second), burst: n(burst) }
     }
 
     #[test]

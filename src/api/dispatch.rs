@@ -87,14 +87,8 @@ fn admit(
     op: Option<Op>,
 ) -> Result<(), Problem> {
     if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
-        let header = request
-            .headers()
-            .get(AUTHORIZATION)
-            .map(HeaderValue::as_bytes);
-        if !header
-            .and_then(bearer)
-            .is_some_and(|token| settings.accepts(token))
-        {
+        let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        if !header.and_then(bearer).is_some_and(|token| settings.accepts(token)) {
             let detail = match header {
                 None => "send 'Authorization: Bearer TOKEN' with a token of this cluster",
                 Some(_) => "the token in Authorization is none that this cluster accepts",
@@ -112,16 +106,12 @@ fn admit(
 /// The token in an `Authorization` field, RFC 6750 §2.1.
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = header.split_at_checked(7)?;
-    scheme
-        .eq_ignore_ascii_case(b"bearer ")
-        .then(|| token.trim_ascii())
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
 /// Completes an answer with what depends on the request and the connection.
 fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> Response {
-    let failed = answered
-        .as_ref()
-        .map_or(true, |response| response.status().as_u16() >= 400);
+    let failed = answered.as_ref().map_or(true, |response| response.status().as_u16() >= 400);
     client.watch.leaves_unread(seen.has_body && failed);
     let mut response = answered.unwrap_or_else(Problem::into_response);
     // HTTP/2 ends streams one by one; its connections have no such field.
@@ -130,9 +120,7 @@ fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> R
     }
     if seen.head {
         if let Some(length) = response.body().size_hint().exact() {
-            response
-                .headers_mut()
-                .insert(CONTENT_LENGTH, answer::number(length));
+            response.headers_mut().insert(CONTENT_LENGTH, answer::number(length));
         }
         *response.body_mut() = Body::Whole(Bytes::new());
     }
@@ -145,9 +133,7 @@ pub(super) fn count(node: &Node, op: Op, started: Instant, response: &Response) 
     if op == Op::Batch && response.status().is_success() {
         return;
     }
-    node.metrics
-        .op(op)
-        .record(started.elapsed(), !response.status().is_server_error());
+    node.metrics.op(op).record(started.elapsed(), !response.status().is_server_error());
 }
 
 /// The router's way.
@@ -184,9 +170,7 @@ type OfClient = Extension<Arc<Client>>;
 type InLimits = Extension<Limits>;
 
 fn respond(answered: Result<Response, Problem>) -> RoutedResponse {
-    answered
-        .unwrap_or_else(Problem::into_response)
-        .map(axum::body::Body::new)
+    answered.unwrap_or_else(Problem::into_response).map(axum::body::Body::new)
 }
 
 async fn welcome() -> RoutedResponse {
@@ -225,10 +209,7 @@ async fn run_batch(
 
 async fn wrong_method(request: RoutedRequest) -> RoutedResponse {
     let path = request.uri().path();
-    let allow = ROUTES
-        .iter()
-        .find(|(route, _)| *route == path)
-        .map_or("GET", |(_, allow)| allow);
+    let allow = ROUTES.iter().find(|(route, _)| *route == path).map_or("GET", |(_, allow)| allow);
     respond(Err(Problem::method_not_allowed(allow)))
 }
 

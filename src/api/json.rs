@@ -24,14 +24,8 @@ struct KeyText<'a> {
 impl<'a> KeyText<'a> {
     fn of(key: &'a [u8]) -> Self {
         match std::str::from_utf8(key) {
-            Ok(text) => Self {
-                key: Some(text),
-                key_base64: None,
-            },
-            Err(_) => Self {
-                key: None,
-                key_base64: Some(BASE64.encode(key)),
-            },
+            Ok(text) => Self { key: Some(text), key_base64: None },
+            Err(_) => Self { key: None, key_base64: Some(BASE64.encode(key)) },
         }
     }
 }
@@ -50,11 +44,7 @@ impl<'a> ValueText<'a> {
             Ok(text) => (Cow::Borrowed(text), "utf8"),
             Err(_) => (Cow::Owned(BASE64.encode(found.entry.value_bytes())), "base64"),
         };
-        Self {
-            value,
-            encoding,
-            content_type: content_type(found),
-        }
+        Self { value, encoding, content_type: content_type(found) }
     }
 }
 
@@ -105,15 +95,7 @@ pub(super) fn entry(found: &Found, now: Timestamp) -> Bytes {
     let mut out = Vec::with_capacity(found.entry.value_bytes().len() + 256);
     let value = ValueText::of(found);
     let (version, ttl_ms) = (VersionText(found.version), ttl_ms(found, now));
-    append(
-        &mut out,
-        &Entry {
-            key: KeyText::of(found.entry.key()),
-            value,
-            version,
-            ttl_ms,
-        },
-    );
+    append(&mut out, &Entry { key: KeyText::of(found.entry.key()), value, version, ttl_ms });
     Bytes::from(out)
 }
 

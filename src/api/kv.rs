@@ -99,10 +99,7 @@ async fn get<B>(
         "raw" => Some(false),
         _ => None,
     })?;
-    let read = Read {
-        consistency: query.consistency()?,
-        min_version: min_version(&query)?,
-    };
+    let read = Read { consistency: query.consistency()?, min_version: min_version(&query)? };
     let condition = Fields::gather(request.headers())?.read_condition()?;
     match client.node.coordinator.get(&key, read).await? {
         Lookup::Hit(found) if as_json == Some(true) => conditional(&condition, &found, |found| {
@@ -160,24 +157,11 @@ async fn put(
     let (ttl, consistency) = (query.ttl()?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
     let (condition, content_type) = (fields.condition()?, content_type(&fields)?);
-    let bound = Bound {
-        bytes_max: limits.value_bytes,
-        limit: "max_value_bytes",
-    };
+    let bound = Bound { bytes_max: limits.value_bytes, limit: "max_value_bytes" };
     let value = intake::whole(client, limits, body, bound).await?;
     let idempotency = idempotency(&fields, &head, key.as_bytes(), &value)?;
-    let operation = Operation::Put {
-        value,
-        content_type,
-        ttl,
-    };
-    let write = Write {
-        key,
-        operation,
-        condition,
-        idempotency,
-        consistency,
-    };
+    let operation = Operation::Put { value, content_type, ttl };
+    let write = Write { key, operation, condition, idempotency, consistency };
     written(client.node.coordinator.write(write).await?)
 }
 
@@ -222,10 +206,8 @@ async fn post(
 }
 
 /// Requests that take no body are refused one beyond this; a stray one is read and dropped.
-pub(super) const NO_BODY: Bound = Bound {
-    bytes_max: 64 << 10,
-    limit: "this request takes no body",
-};
+pub(super) const NO_BODY: Bound =
+    Bound { bytes_max: 64 << 10, limit: "this request takes no body" };
 
 /// The operation that a POST asks for.
 fn posted(query: &Query<'_>) -> Result<Operation, Problem> {
@@ -238,11 +220,7 @@ fn posted(query: &Query<'_>) -> Result<Operation, Problem> {
         Some(Op::Touch) => {
             if query.has("by") {
                 let known = "op, ttl, consistency with op=touch".to_owned();
-                return Err(Malformed::UnknownParameter {
-                    name: "by".to_owned(),
-                    known,
-                }
-                .into());
+                return Err(Malformed::UnknownParameter { name: "by".to_owned(), known }.into());
             }
             Ok(Operation::Touch { ttl: query.ttl()? })
         }
@@ -254,16 +232,9 @@ fn posted(query: &Query<'_>) -> Result<Operation, Problem> {
                 Some(Ttl::For(span)) => Some(span),
                 _ => None,
             })?;
-            Ok(Operation::Incr {
-                by: by.unwrap_or(1),
-                ttl,
-            })
+            Ok(Operation::Incr { by: by.unwrap_or(1), ttl })
         }
-        None => Err(Malformed::Missing {
-            name: "op",
-            why: "it is one of incr, touch",
-        }
-        .into()),
+        None => Err(Malformed::Missing { name: "op", why: "it is one of incr, touch" }.into()),
     }
 }
 
@@ -280,23 +251,17 @@ fn content_type(fields: &Fields<'_>) -> Result<Bytes, Malformed> {
         b"application/json" => Ok(Bytes::from_static(b"application/json")),
         b"application/octet-stream" => Ok(Bytes::from_static(b"application/octet-stream")),
         b"text/plain" => Ok(Bytes::from_static(b"text/plain")),
-        long if long.len() > CONTENT_TYPE_BYTES_MAX => Err(Malformed::ContentType {
-            bytes: long.len(),
-            bytes_max: CONTENT_TYPE_BYTES_MAX,
-        }),
+        long if long.len() > CONTENT_TYPE_BYTES_MAX => {
+            Err(Malformed::ContentType { bytes: long.len(), bytes_max: CONTENT_TYPE_BYTES_MAX })
+        }
         other => Ok(Bytes::copy_from_slice(other)),
     }
 }
 
 /// Whether a content type is that of a submitted form.
 pub(super) fn is_form(content_type: &[u8]) -> bool {
-    let end = content_type
-        .iter()
-        .position(|b| *b == b';')
-        .unwrap_or(content_type.len());
-    content_type[..end]
-        .trim_ascii()
-        .eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+    let end = content_type.iter().position(|b| *b == b';').unwrap_or(content_type.len());
+    content_type[..end].trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
 }
 
 /// The client's own id for a write, with a fingerprint of all that the write asks for.
@@ -311,10 +276,7 @@ pub(super) fn idempotency(
     };
     if header.is_empty() || header.len() > IDEMPOTENCY_KEY_BYTES_MAX {
         let bytes_max = IDEMPOTENCY_KEY_BYTES_MAX;
-        return Err(Malformed::IdempotencyKey {
-            bytes: header.len(),
-            bytes_max,
-        });
+        return Err(Malformed::IdempotencyKey { bytes: header.len(), bytes_max });
     }
     let of = |value: Option<&'_ HeaderValue>| value.map_or(Vec::new(), |v| v.as_bytes().to_vec());
     let request: &[&[u8]] = &[
@@ -332,11 +294,7 @@ pub(super) fn idempotency(
 /// The answer to a write that was ordered.
 pub(super) fn written(written: Written) -> Result<Response, Problem> {
     let accepted = |status| {
-        if written.acks.is_some() {
-            status
-        } else {
-            StatusCode::ACCEPTED
-        }
+        if written.acks.is_some() { status } else { StatusCode::ACCEPTED }
     };
     let mut response = match written.verdict {
         Verdict::Created => answer::empty(accepted(StatusCode::CREATED)),

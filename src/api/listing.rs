@@ -41,15 +41,10 @@ pub(super) fn list<B>(client: &Client, request: &Request<B>) -> Result<Response,
     let cursor = query.text("cursor")?;
     let values = query.flag("values")?;
     let cursor = cursor.as_deref().filter(|cursor| !cursor.is_empty());
-    let page = client
-        .node
-        .coordinator
-        .list(&prefix, cursor, limit.unwrap_or(LIMIT_DEFAULT))?;
+    let page = client.node.coordinator.list(&prefix, cursor, limit.unwrap_or(LIMIT_DEFAULT))?;
     let body = if values { streamed(page) } else { whole(page) };
     let mut response = answer::with_body(StatusCode::OK, body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -114,20 +109,14 @@ pub(super) async fn delete(
     let prefix = query.bytes("prefix")?.unwrap_or_default();
     if prefix.is_empty() {
         let why = "all keys are deleted only by naming their prefixes";
-        return Err(Malformed::Missing {
-            name: "prefix",
-            why,
-        }
-        .into());
+        return Err(Malformed::Missing { name: "prefix", why }.into());
     }
     let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
     let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     let coordinator = &client.node.coordinator;
-    let counted = coordinator
-        .delete_prefix(&prefix, dry_run, id, consistency)
-        .await?;
+    let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await?;
     let mut response = answer::json(Bytes::from(format!("{{\"deleted\":{}}}", counted.count)));
     match counted.acks {
         Some(acks) => {

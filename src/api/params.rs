@@ -35,16 +35,9 @@ pub(super) enum Malformed {
     #[error("the query parameter '{name}' is not UTF-8")]
     NotText { name: &'static str },
     #[error("'{given}' is no {name}; it is {expected}")]
-    Value {
-        name: &'static str,
-        given: String,
-        expected: &'static str,
-    },
+    Value { name: &'static str, given: String, expected: &'static str },
     #[error("the query parameter '{name}' is missing; {why}")]
-    Missing {
-        name: &'static str,
-        why: &'static str,
-    },
+    Missing { name: &'static str, why: &'static str },
     #[error("the header field {name} is given more than once")]
     RepeatedHeader { name: &'static str },
     #[error("If-Match and If-None-Match cannot both stand; send one of them")]
@@ -115,23 +108,12 @@ impl<'a> Query<'a> {
         known: &'static [&'static str],
     ) -> Result<Self, Malformed> {
         let mut raw = [None; PARAMETERS_MAX];
-        for pair in query
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-        {
+        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let Some(place) = known.iter().position(|k| *k == name) else {
                 let known = known.join(", ");
-                let known = if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known
-                };
-                return Err(Malformed::UnknownParameter {
-                    name: shown(name.as_bytes()),
-                    known,
-                });
+                let known = if known.is_empty() { "none".to_owned() } else { known };
+                return Err(Malformed::UnknownParameter { name: shown(name.as_bytes()), known });
             };
             if raw[place].replace(value).is_some() {
                 return Err(Malformed::Repeated { name: known[place] });
@@ -146,17 +128,12 @@ impl<'a> Query<'a> {
     }
 
     fn raw(&self, name: &'static str) -> Option<&'a str> {
-        self.known
-            .iter()
-            .position(|k| *k == name)
-            .and_then(|place| self.raw[place])
+        self.known.iter().position(|k| *k == name).and_then(|place| self.raw[place])
     }
 
     /// A parameter's bytes, decoded.
     pub(super) fn bytes(&self, name: &'static str) -> Result<Option<Cow<'a, [u8]>>, Malformed> {
-        self.raw(name)
-            .map(|raw| decode(raw.as_bytes(), true, name))
-            .transpose()
+        self.raw(name).map(|raw| decode(raw.as_bytes(), true, name)).transpose()
     }
 
     /// A parameter as text, decoded.
@@ -179,11 +156,7 @@ impl<'a> Query<'a> {
         let Some(text) = self.text(name)? else {
             return Ok(None);
         };
-        let wrong = || Malformed::Value {
-            name,
-            given: shown(text.as_bytes()),
-            expected,
-        };
+        let wrong = || Malformed::Value { name, given: shown(text.as_bytes()), expected };
         parse(&text).map(Some).ok_or_else(wrong)
     }
 
@@ -222,9 +195,7 @@ pub(super) fn ttl(text: &str) -> Option<Ttl> {
     if text == "keep" {
         return Some(Ttl::Keep);
     }
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(unit_at);
     if digits.starts_with('0') {
         return None;
@@ -269,11 +240,7 @@ fn header_text(value: &HeaderValue) -> &str {
 }
 
 fn wrong_header(name: &'static str, value: &HeaderValue, expected: &'static str) -> Malformed {
-    Malformed::Value {
-        name,
-        given: shown(value.as_bytes()),
-        expected,
-    }
+    Malformed::Value { name, given: shown(value.as_bytes()), expected }
 }
 
 /// The header fields that matter to a request for a key, gathered in one pass.
@@ -328,11 +295,7 @@ impl<'a> Fields<'a> {
             },
             (None, Some(value)) => match header_text(value) {
                 "*" => Ok(Condition::Absent),
-                _ => Err(wrong_header(
-                    "If-None-Match",
-                    value,
-                    "* with a write (create only)",
-                )),
+                _ => Err(wrong_header("If-None-Match", value, "* with a write (create only)")),
             },
             (Some(_), Some(_)) => Err(Malformed::TwoConditions),
         }
@@ -343,9 +306,7 @@ impl<'a> Fields<'a> {
         let expected = "* or a list of ETags as this server gave them out, in their quotes";
         let list = |name, value: Option<&HeaderValue>| {
             let Some(value) = value else { return Ok(None) };
-            etags(header_text(value))
-                .map(Some)
-                .ok_or_else(|| wrong_header(name, value, expected))
+            etags(header_text(value)).map(Some).ok_or_else(|| wrong_header(name, value, expected))
         };
         Ok(ReadCondition {
             wanted: list("If-Match", self.if_match)?,
@@ -379,9 +340,7 @@ impl Etags {
 impl ReadCondition {
     /// Whether the reader insists on another version than `present`.
     pub(super) fn fails(&self, present: Version) -> bool {
-        self.wanted
-            .as_ref()
-            .is_some_and(|wanted| !wanted.hold(present))
+        self.wanted.as_ref().is_some_and(|wanted| !wanted.hold(present))
     }
 
     /// Whether the reader insists on any version at all.
@@ -401,10 +360,7 @@ fn etags(text: &str) -> Option<Etags> {
         return Some(Etags::Any);
     }
     let one = |part: &str| quoted(part.trim().trim_start_matches("W/"));
-    text.split(',')
-        .map(one)
-        .collect::<Option<Vec<_>>>()
-        .map(Etags::These)
+    text.split(',').map(one).collect::<Option<Vec<_>>>().map(Etags::These)
 }
 
 #[cfg(test)]
@@ -418,11 +374,7 @@ mod tests {
         assert_eq!(decoded("a%2Fb%252F+c"), b"a/b%2F+c");
         assert_eq!(decoded("%ff%00"), [0xff, 0]);
         for bad in ["%", "%4", "%zz", "a%4", "%+1", "%%41"] {
-            assert_eq!(
-                key(bad.as_bytes()),
-                Err(Malformed::Escape { place: "the key" }),
-                "{bad}"
-            );
+            assert_eq!(key(bad.as_bytes()), Err(Malformed::Escape { place: "the key" }), "{bad}");
         }
     }
 
@@ -481,19 +433,10 @@ mod tests {
     #[test]
     fn query_values_are_decoded_with_plus_as_space() {
         let query = Query::parse(Some("prefix=a+b%2Bc%ff"), &["prefix"]).unwrap();
-        assert_eq!(
-            query.bytes("prefix").unwrap().unwrap().as_ref(),
-            b"a b+c\xff"
-        );
-        assert_eq!(
-            query.text("prefix"),
-            Err(Malformed::NotText { name: "prefix" })
-        );
+        assert_eq!(query.bytes("prefix").unwrap().unwrap().as_ref(), b"a b+c\xff");
+        assert_eq!(query.text("prefix"), Err(Malformed::NotText { name: "prefix" }));
         let query = Query::parse(Some("prefix=%4"), &["prefix"]).unwrap();
-        assert_eq!(
-            query.bytes("prefix"),
-            Err(Malformed::Escape { place: "prefix" })
-        );
+        assert_eq!(query.bytes("prefix"), Err(Malformed::Escape { place: "prefix" }));
     }
 
     #[test]
@@ -501,28 +444,18 @@ mod tests {
         let condition = |if_match: Option<&'static str>, if_none_match: Option<&'static str>| {
             let (a, b) = (if_match.map(HeaderValue::from_static), if_none_match);
             let b = b.map(HeaderValue::from_static);
-            Fields {
-                if_match: a.as_ref(),
-                if_none_match: b.as_ref(),
-                ..Fields::default()
-            }
-            .condition()
+            Fields { if_match: a.as_ref(), if_none_match: b.as_ref(), ..Fields::default() }
+                .condition()
         };
         assert_eq!(condition(None, None), Ok(Condition::Always));
         assert_eq!(condition(Some("*"), None), Ok(Condition::Present));
-        assert_eq!(
-            condition(Some("\"7\""), None),
-            Ok(Condition::Is(Version(7)))
-        );
+        assert_eq!(condition(Some("\"7\""), None), Ok(Condition::Is(Version(7))));
         assert_eq!(condition(None, Some("*")), Ok(Condition::Absent));
         for bad in ["7", "W/\"7\"", "\"7", "\"x\"", "\"\"", "\"7\", \"8\"", ""] {
             assert!(condition(Some(bad), None).is_err(), "{bad}");
         }
         assert!(condition(None, Some("\"7\"")).is_err());
-        assert_eq!(
-            condition(Some("*"), Some("*")),
-            Err(Malformed::TwoConditions)
-        );
+        assert_eq!(condition(Some("*"), Some("*")), Err(Malformed::TwoConditions));
     }
 
     #[test]

@@ -126,10 +126,7 @@ impl Kind {
     }
 
     fn retryable(self) -> bool {
-        matches!(
-            self,
-            Self::Timeout | Self::RateLimited | Self::Unavailable | Self::OutcomeUnknown
-        )
+        matches!(self, Self::Timeout | Self::RateLimited | Self::Unavailable | Self::OutcomeUnknown)
     }
 }
 
@@ -188,10 +185,7 @@ impl Problem {
             }
             None => "there is no live value, and the condition asks for one",
         };
-        Self {
-            etag: live,
-            ..Self::new(Kind::ConditionFailed, detail)
-        }
+        Self { etag: live, ..Self::new(Kind::ConditionFailed, detail) }
     }
 
     pub(super) fn not_an_integer() -> Self {
@@ -205,10 +199,7 @@ impl Problem {
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
         Self {
             allow: Some(allow),
-            ..Self::new(
-                Kind::MethodNotAllowed,
-                format!("this address answers to {allow}"),
-            )
+            ..Self::new(Kind::MethodNotAllowed, format!("this address answers to {allow}"))
         }
     }
 
@@ -232,10 +223,7 @@ impl Problem {
     }
 
     pub(super) fn unavailable(detail: &'static str) -> Self {
-        Self {
-            retry_after: Some(RETRY_AFTER_MIN),
-            ..Self::new(Kind::Unavailable, detail)
-        }
+        Self { retry_after: Some(RETRY_AFTER_MIN), ..Self::new(Kind::Unavailable, detail) }
     }
 
     /// Says that the request's body was not read to its end.
@@ -296,10 +284,7 @@ impl Problem {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if self.kind == Kind::Unauthorized {
-            headers.insert(
-                WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"aegiskv\""),
-            );
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"aegiskv\""));
         }
         response
     }
@@ -326,10 +311,9 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
         match error {
-            Error::Unavailable { retry_after, .. } => Self {
-                retry_after: Some(retry_after),
-                ..Self::new(Kind::Unavailable, detail)
-            },
+            Error::Unavailable { retry_after, .. } => {
+                Self { retry_after: Some(retry_after), ..Self::new(Kind::Unavailable, detail) }
+            }
             Error::Unknown { .. } => Self::new(Kind::OutcomeUnknown, detail),
             Error::Full { .. } => Self::new(Kind::Full, detail),
             Error::IdempotencyMismatch | Error::Cursor => Self::new(Kind::Malformed, detail),

@@ -137,10 +137,7 @@ impl Server {
                 }
             }
         };
-        if timeout_at(Instant::from_std(deadline), drained)
-            .await
-            .is_ok()
-        {
+        if timeout_at(Instant::from_std(deadline), drained).await.is_ok() {
             return 0;
         }
         let left = registry.len();
@@ -256,10 +253,7 @@ impl Server {
 /// Errors of `accept` that concern the connection alone which was to be accepted.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// One of a bounded number, until it is dropped.
@@ -271,13 +265,8 @@ struct Counted {
 impl Counted {
     fn below(shared: &Arc<Shared>, which: fn(&Shared) -> &AtomicUsize, max: usize) -> Option<Self> {
         let one_more = |n: usize| (n < max).then_some(n + 1);
-        which(shared)
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .ok()?;
-        Some(Self {
-            shared: Arc::clone(shared),
-            which,
-        })
+        which(shared).fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Self { shared: Arc::clone(shared), which })
     }
 }
 
@@ -317,9 +306,7 @@ impl Connection {
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(Arc::clone(tls.config()));
                     let handshake = timeout(self.handshake_timeout, acceptor.accept(stream));
-                    let stream = handshake
-                        .await
-                        .map_err(|_| ConnectionError::HandshakeTimeout)?;
+                    let stream = handshake.await.map_err(|_| ConnectionError::HandshakeTimeout)?;
                     Stream::Tls(Box::new(stream.map_err(ConnectionError::Handshake)?))
                 }
             };
@@ -414,11 +401,7 @@ mod tests {
     #[test]
     fn the_refusal_is_as_long_as_it_says_and_valid_json() {
         let (head, body) = REFUSAL.split_once("\r\n\r\n").unwrap();
-        assert!(
-            head.contains(&format!("content-length: {}", body.len())),
-            "{}",
-            body.len()
-        );
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         let problem: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(problem["status"], 503);
     }

@@ -114,10 +114,8 @@ mod tests {
 
     #[test]
     fn any_of_the_tokens_is_accepted_and_nothing_else() {
-        let settings = Settings {
-            tokens: vec![Token::new("new"), Token::new("old")],
-            ..Settings::default()
-        };
+        let settings =
+            Settings { tokens: vec![Token::new("new"), Token::new("old")], ..Settings::default() };
         assert!(settings.accepts(b"new") && settings.accepts(b"old"));
         assert!(!settings.accepts(b"") && !settings.accepts(b"ne") && !settings.accepts(b"newold"));
         assert!(!format!("{settings:?}").contains("new\""));

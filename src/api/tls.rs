@@ -160,10 +160,7 @@ impl Material {
                 let roots = Arc::new(authorities(ca)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
                     .build()
-                    .map_err(|source| TlsError::Verifier {
-                        path: ca.to_owned(),
-                        source,
-                    })?;
+                    .map_err(|source| TlsError::Verifier { path: ca.to_owned(), source })?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
@@ -175,10 +172,7 @@ impl Material {
             }
         })?;
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        Ok(Self {
-            config: Arc::new(config),
-            not_after,
-        })
+        Ok(Self { config: Arc::new(config), not_after })
     }
 
     /// When the node's certificate expires.
@@ -193,10 +187,7 @@ impl Material {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -210,68 +201,46 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         })?);
     }
     match chain.is_empty() {
-        true => Err(TlsError::Missing {
-            path: path.to_owned(),
-            what: "certificate",
-        }),
+        true => Err(TlsError::Missing { path: path.to_owned(), what: "certificate" }),
         false => Ok(chain),
     }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|source| match source {
-        pem::Error::NoItemsFound => TlsError::Missing {
-            path: path.to_owned(),
-            what: "private key",
-        },
-        source => TlsError::Pem {
-            path: path.to_owned(),
-            part: "the private key".to_owned(),
-            source,
-        },
+        pem::Error::NoItemsFound => {
+            TlsError::Missing { path: path.to_owned(), what: "private key" }
+        }
+        source => {
+            TlsError::Pem { path: path.to_owned(), part: "the private key".to_owned(), source }
+        }
     })
 }
 
 fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for (n, certificate) in certificates(path)?.into_iter().enumerate() {
-        roots
-            .add(certificate)
-            .map_err(|source| TlsError::Authority {
-                path: path.to_owned(),
-                number: n + 1,
-                source,
-            })?;
+        roots.add(certificate).map_err(|source| TlsError::Authority {
+            path: path.to_owned(),
+            number: n + 1,
+            source,
+        })?;
     }
     Ok(roots)
 }
 
 /// Checks that a certificate is valid now; until when it is.
 fn validity(path: &Path, certificate: &CertificateDer<'_>) -> Result<Timestamp, TlsError> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|source| {
-        TlsError::Certificate {
-            path: path.to_owned(),
-            source,
-        }
-    })?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
     let validity = parsed.validity();
     let (from, until) = (validity.not_before, validity.not_after);
     let now = i64::try_from(Timestamp::now().0 / 1000).unwrap_or(i64::MAX);
     if until.timestamp() < now {
-        return Err(TlsError::Expired {
-            path: path.to_owned(),
-            on: until.to_string(),
-        });
+        return Err(TlsError::Expired { path: path.to_owned(), on: until.to_string() });
     }
     if from.timestamp() > now {
-        return Err(TlsError::NotYetValid {
-            path: path.to_owned(),
-            on: from.to_string(),
-        });
+        return Err(TlsError::NotYetValid { path: path.to_owned(), on: from.to_string() });
     }
-    Ok(Timestamp(
-        u64::try_from(until.timestamp())
-            .unwrap_or(0)
-            .saturating_mul(1000),
-    ))
+    Ok(Timestamp(u64::try_from(until.timestamp()).unwrap_or(0).saturating_mul(1000)))
 }

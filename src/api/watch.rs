@@ -27,10 +27,7 @@ pub(super) struct CoarseClock {
 
 impl Default for CoarseClock {
     fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            millis: AtomicU64::new(1),
-        }
+        Self { started: Instant::now(), millis: AtomicU64::new(1) }
     }
 }
 
@@ -40,9 +37,7 @@ impl CoarseClock {
     }
 
     fn advance(&self) -> u64 {
-        let millis = u64::try_from(self.started.elapsed().as_millis())
-            .unwrap_or(u64::MAX)
-            .max(1);
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.millis.fetch_max(millis, Ordering::Relaxed).max(millis)
     }
 }
@@ -120,8 +115,7 @@ impl Watch {
     /// The peer takes no bytes at the moment.
     pub(super) fn write_is_blocked(&self) {
         if self.write_blocked_since.load(Ordering::Relaxed) == 0 {
-            self.write_blocked_since
-                .store(self.clock.now(), Ordering::Relaxed);
+            self.write_blocked_since.store(self.clock.now(), Ordering::Relaxed);
         }
     }
 
@@ -189,11 +183,7 @@ impl Registry {
         let number = open.next;
         open.next += 1;
         open.watches.insert(number, Arc::clone(&watch));
-        Entered {
-            watch,
-            number,
-            registry: Arc::clone(self),
-        }
+        Entered { watch, number, registry: Arc::clone(self) }
     }
 
     /// Advances the clock, and ends what has waited too long. Returns how many that were.

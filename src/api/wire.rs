@@ -148,15 +148,7 @@ impl Wire {
         };
         let prefix = Bytes::copy_from_slice(&start[..len]);
         let stream = TokioIo::new(stream);
-        Ok((
-            Self {
-                stream,
-                prefix,
-                watch,
-                lingering: None,
-            },
-            protocol,
-        ))
+        Ok((Self { stream, prefix, watch, lingering: None }, protocol))
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

@@ -49,7 +49,7 @@ impl Coordinator {
     /// # Errors
     /// [`Error::Unavailable`] while starting or stopping; [`Error::Cursor`].
     pub fn list(&self, prefix: &[u8], cursor: Option<&str>, limit: usize) -> Result<Page, Error> {
-        let Data { replica, incarnation: life, .. } = self.admit()?;
+        let Data { replica, life, .. } = self.admit()?;
         let (life, num_shards) = (*life, replica.placement().num_shards());
         let mut at = match cursor {
             None => Cursor { life, shard: 0, from: 0 },

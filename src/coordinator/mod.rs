@@ -51,8 +51,8 @@ struct Inner {
 #[derive(Debug)]
 struct Data {
     replica: Arc<Replica>,
-    /// This life of the node.
-    incarnation: u64,
+    /// This life of the process, not of its memory: request counters begin again with it.
+    life: u64,
     tickets: Box<[Tickets]>,
 }
 
@@ -87,11 +87,12 @@ impl Coordinator {
         }))
     }
 
-    /// Begins to serve what `replica` holds. `incarnation` is this life of the node. A second call
-    /// changes nothing.
-    pub fn serve(&self, replica: Arc<Replica>, incarnation: u64) {
+    /// Begins to serve what `replica` holds. `life` must differ between any two lives of the
+    /// process: it tells the requests of one, and the cursors, from those of another. A second
+    /// call changes nothing.
+    pub fn serve(&self, replica: Arc<Replica>, life: u64) {
         let tickets = replica.placement().shards().map(|_| Tickets::default()).collect();
-        let _ = self.0.data.set(Data { replica, incarnation, tickets });
+        let _ = self.0.data.set(Data { replica, life, tickets });
     }
 
     /// Refuses everything from now on.
@@ -128,7 +129,7 @@ impl Coordinator {
         let ticket = data.tickets[usize::from(shard.0)].take();
         let id = match write.idempotency {
             Some(key) => key.id(),
-            None => ticket.id(data.incarnation),
+            None => ticket.id(data.life),
         };
         let ordered = data
             .replica

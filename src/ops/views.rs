@@ -5,7 +5,8 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::{Node, Phase, Problem, Shared, Status};
 use crate::metrics;
@@ -38,10 +39,20 @@ pub(super) async fn ready<N: Node>(
         _ => return Err(Problem::bad_request("/ready takes ?for=stop or no query")),
     };
     let ready = checks.iter().all(|check| check.passed);
-    let texts: Map<String, Value> =
-        checks.into_iter().map(|check| (check.name.to_owned(), check.text.into())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((code, Json(json!({ "ready": ready, "checks": texts }))).into_response())
+    Ok((code, Json(Readiness { ready, checks })).into_response())
+}
+
+/// The body of `/ready`. The verdict comes first and the checks in their order: people read it.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    #[serde(serialize_with = "by_name")]
+    checks: Vec<Check>,
+}
+
+fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(checks.iter().map(|check| (check.name, &check.text)))
 }
 
 /// One line of `/ready`.
@@ -79,7 +90,7 @@ fn readiness(status: &Status) -> Vec<Check> {
         if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
     let listeners = match status.exposures.as_slice() {
         [] => Check::passed("listeners", "ok"),
-        exposures => Check::passed("listeners", format!("insecure: {}", exposures.join("; "))),
+        exposures => Check::passed("listeners", format!("exposed: {}", exposures.join("; "))),
     };
     let config = if status.readings.config_reload_success {
         Check::passed("config", "ok")

@@ -106,7 +106,9 @@ impl Copies {
                 copy.log.resume(position, *epoch, Version::default());
             }
             // Only a member of a cluster writes these.
-            Frame::GiveUp { shard, .. } | Frame::Adopt { shard, .. } | Frame::Drop { shard, .. } => {
+            Frame::GiveUp { shard, .. }
+            | Frame::Adopt { shard, .. }
+            | Frame::Drop { shard, .. } => {
                 tracing::error!(%lsn, shard = shard.0, kind = frame.kind_name(), "frame passed over");
             }
         }
@@ -138,9 +140,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Writes a snapshot of all shards into `dir`, shard after shard, while reads and writes go on,
-    /// and removes the segments of the log that it makes unneeded. Those in `damaged` are set
-    /// aside. Looks at `give_up` between two steps. Blocks.
+    /// Writes a snapshot of all shards into `dir`, shard after shard, while reads and writes go on.
+    /// Older snapshots go, those in `damaged` are set aside. The segments of the log that are not
+    /// needed any more are for the caller to remove. Looks at `give_up` between two steps. Blocks.
     ///
     /// # Errors
     /// [`SnapshotError`]; then older snapshots and the log are as they were.
@@ -161,9 +163,7 @@ impl Replica {
             self.snapshot_shard(shard, &mut writer, give_up)?;
         }
         let durable = self.wal.sync_blocking()?;
-        let finished = writer.finish(durable, damaged)?;
-        self.wal.truncate_below(finished.needs_from)?;
-        Ok(finished)
+        Ok(writer.finish(durable, damaged)?)
     }
 
     fn snapshot_shard(

@@ -38,8 +38,6 @@ const SNAPSHOT_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Data {
     pub(super) replica: Arc<Replica>,
     pub(super) cluster_id: u128,
-    /// This life of the node.
-    pub(super) incarnation: u64,
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     segment_bytes_max: u64,
@@ -97,7 +95,7 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
         bail!("wal_mode is off: there is no log to replay; set it to async or sync");
     }
     let (data, found) = open_with(config, Arc::new(Metrics::new()), &LoadProgress::default())?;
-    let (taken, truncated) = data.take_snapshot(&[], &|| false)?;
+    let (taken, truncated) = data.take_snapshot(None, &|| false)?;
     data.close_log()?;
     Ok(format!(
         "replayed {} records of the log over {} entries of the last snapshot; {} bytes of a torn \
@@ -153,7 +151,7 @@ fn open_with(
             tracing::warn!(folder = %folder.display(), "files of an earlier run set aside");
         }
     }
-    let incarnation = home.enter(found.lost)?.incarnation;
+    home.enter(found.lost)?;
     let on_fsync = {
         let metrics = metrics.clone();
         Arc::new(move |took| metrics.wal_fsync.record(took))
@@ -166,7 +164,6 @@ fn open_with(
     let data = Data {
         replica,
         cluster_id,
-        incarnation,
         disk,
         data_dir: config.data_dir.clone(),
         segment_bytes_max,
@@ -218,8 +215,7 @@ fn load(
         threads,
         progress: &progress.log,
     };
-    let recovery =
-        wal::recover(disk, location, &replay, &|lsn, frame| copies.replay(lsn, &frame))?;
+    let recovery = wal::recover(disk, location, &replay, &|lsn, frame| copies.replay(lsn, &frame))?;
     for corruption in &recovery.corruptions {
         tracing::error!(?corruption, "the log is damaged; what is sound around it is kept");
     }
@@ -254,9 +250,8 @@ impl Data {
         }
         if corruptions > 0 || !found.damaged_snapshots.is_empty() {
             // What is sound goes into a fresh snapshot first; only then may the damaged go.
-            self.take_snapshot(&found.damaged_snapshots, &|| false)
+            self.take_snapshot(Some(found), &|| false)
                 .context("cannot write a fresh snapshot beside damaged files")?;
-            self.replica.wal().set_aside(&found.recovery)?;
         }
         Ok(())
     }
@@ -266,26 +261,27 @@ impl Data {
         *self.last_snapshot.lock()
     }
 
-    /// Takes a snapshot, and removes the part of the log that it makes unneeded. Blocks.
+    /// Takes a snapshot, sets aside what was found damaged at the start, and removes the part of
+    /// the log that is not needed any more. Blocks.
     fn take_snapshot(
         &self,
-        damaged: &[PathBuf],
+        damaged: Option<&Found>,
         give_up: &dyn Fn() -> bool,
     ) -> Result<(Snapshot, Truncated), SnapshotError> {
         let _one = self.snapshotting.lock();
         let began = Instant::now();
         let wal = self.replica.wal();
         let (next, before) = (wal.next_lsn(), wal.segments());
+        let damaged_snapshots = damaged.map_or(&[][..], |found| &found.damaged_snapshots);
         let disk = self.disk.clone();
-        let taken =
-            self.replica.snapshot(disk, &self.data_dir, self.cluster_id, damaged, give_up);
-        let finished = match taken {
-            Ok(finished) => finished,
-            Err(error) => {
-                self.metrics.snapshot_failures.inc();
-                return Err(error);
-            }
-        };
+        let finished = self
+            .replica
+            .snapshot(disk, &self.data_dir, self.cluster_id, damaged_snapshots, give_up)
+            .inspect_err(|_| self.metrics.snapshot_failures.inc())?;
+        if let Some(found) = damaged {
+            wal.set_aside(&found.recovery)?;
+        }
+        wal.truncate_below(finished.needs_from)?;
         let left = wal.segments();
         let gone = before.iter().filter(|segment| !left.iter().any(|s| s.path == segment.path));
         let (mut segments, mut bytes) = (0, 0);
@@ -296,7 +292,12 @@ impl Data {
         let took = began.elapsed();
         *self.last_snapshot.lock() =
             Some(LastSnapshot { took, finished_at: Timestamp::now(), next });
-        tracing::info!(entries = finished.entries, bytes = finished.bytes, ?took, "snapshot written");
+        tracing::info!(
+            entries = finished.entries,
+            bytes = finished.bytes,
+            ?took,
+            "snapshot written"
+        );
         Ok((
             Snapshot { items: finished.entries, bytes: finished.bytes, took },
             Truncated { segments, bytes },
@@ -314,7 +315,8 @@ impl Data {
 
     fn snapshot_is_due(&self) -> bool {
         let wal = self.replica.wal();
-        let after = self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
+        let after =
+            self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
         wal.mode() != wal::Mode::Off && wal.bytes() > after
     }
 
@@ -327,7 +329,7 @@ impl Data {
 /// Takes a snapshot on a thread that may block.
 pub(super) async fn snapshot(data: Arc<Data>) -> Result<(Snapshot, Truncated), ActionError> {
     let failed = |source| ActionError::Failed { what: "the snapshot", source };
-    let task = tokio::task::spawn_blocking(move || data.take_snapshot(&[], &|| false));
+    let task = tokio::task::spawn_blocking(move || data.take_snapshot(None, &|| false));
     match task.await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(SnapshotError::Off)) => Err(ActionError::Conflict(
@@ -359,8 +361,11 @@ pub(super) async fn close(data: Arc<Data>, orderly: bool, deadline: Instant) -> 
         let wal = data.replica.wal();
         if orderly && wal.mode() != wal::Mode::Off && !data.snapshot_is_fresh() {
             let late = || Instant::now() >= deadline;
-            if let Err(error) = data.take_snapshot(&[], &late) {
-                tracing::warn!(error = super::chain(&error), "no last snapshot; the log has it all");
+            if let Err(error) = data.take_snapshot(None, &late) {
+                tracing::warn!(
+                    error = super::chain(&error),
+                    "no last snapshot; the log has it all"
+                );
             }
         }
         if !orderly {

@@ -55,7 +55,8 @@ pub fn run(sources: Sources) -> anyhow::Result<()> {
     let config = &loaded.config;
     let logging = start_logging(config)?;
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let files = process::open_files(config.max_conns).context("cannot read the limit of open files")?;
+    let files =
+        process::open_files(config.max_conns).context("cannot read the limit of open files")?;
     if let Some(warning) = &files.warning {
         tracing::warn!("{warning}");
     }
@@ -197,7 +198,7 @@ async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<
         }
     };
     let data = Arc::new(data);
-    node.coordinator.serve(data.replica.clone(), data.incarnation);
+    node.coordinator.serve(data.replica.clone(), getrandom::u64()?);
     let _ = node.data.set(data.clone());
     Ok(Some(data))
 }

@@ -15,8 +15,8 @@ use crate::metrics::{Metrics, Readings, ShardCounts};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Tokens, Truncated};
 use crate::process::Notifier;
 
-use super::data::{Data, LoadProgress};
 use super::apply_live;
+use super::data::{Data, LoadProgress};
 
 /// All that one running node consists of.
 pub(super) struct Node {
@@ -108,9 +108,10 @@ impl Node {
     fn apply_again(&self) -> Result<Reloaded, ActionError> {
         let old = self.config();
         let refused = |problems: Vec<String>| ActionError::Refused { problems };
-        let reloaded = self.sources.reload(&old).map_err(|problems| {
-            refused(problems.0.iter().map(ToString::to_string).collect())
-        })?;
+        let reloaded = self
+            .sources
+            .reload(&old)
+            .map_err(|problems| refused(problems.0.iter().map(ToString::to_string).collect()))?;
         let tls = super::load_tls(&reloaded.new.config)
             .map_err(|error| refused(vec![super::chain(&error)]))?;
         let warnings = reloaded.new.warnings.iter().map(ToString::to_string).collect();
@@ -207,7 +208,8 @@ impl ops::Node for Node {
     fn set_rate_limit(&self, limit: RateLimit) {
         let loaded = Node::config(self);
         let mut settings = super::api_settings(&loaded.config, self.connections_max);
-        settings.rate = limit.and_then(|per_second| super::rate(per_second.get(), loaded.config.rate_burst));
+        settings.rate =
+            limit.and_then(|per_second| super::rate(per_second.get(), loaded.config.rate_burst));
         self.api.apply(settings);
     }
 

@@ -227,7 +227,10 @@ impl Snapshot {
             let left = usize::try_from(end - at).unwrap_or(usize::MAX);
             buffer.resize(want.min(left), 0);
             let n = self.file.read_full_at(buffer, at).map_err(Error::disk("read", &self.path))?;
-            buffer.truncate(n);
+            if n < buffer.len() {
+                damaged(at + n as u64);
+                return Ok(entries);
+            }
             let mut used = 0;
             let mut grown = false;
             want = READ_BYTES;

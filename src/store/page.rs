@@ -5,8 +5,12 @@
 //! Invariant: going round the array, tags never fall, no entry stands before its home, and no
 //! empty slot lies between an entry and its home (linear probing, ordered: Amble and Knuth 1974).
 //! So hits and misses alike end after a few neighbouring slots, at nine tenths full; an ordered
-//! walk needs no sorting; and growth needs no hash computed again. Array sizes follow the
-//! allocator's size classes, which keeps slots lost to growth below a fifth.
+//! walk needs no sorting; and growth needs no hash computed again.
+//!
+//! Why not one of hashbrown's tables a page: those have a power of two of buckets of nine bytes,
+//! which jemalloc rounds up by a tenth, and half of which a page that has just split leaves empty:
+//! 16 bytes an entry on average. Here a slot has eight bytes, arrays grow by single size classes
+//! (a seventh to a quarter), and an entry pays 9 to 11.
 
 use super::allocator::{usable_size, usable_size_of_array};
 use super::entry::{Entry, EntryRef, Slot};
@@ -64,11 +68,15 @@ impl Page {
         (usize::from(tag) * self.slots.len()) >> u16::BITS
     }
 
-    /// Order of `tag` among those that may stand at `at`: a tag whose home lies further on has
-    /// gone round the array's end, and comes before all that have not.
-    fn rank(&self, tag: u16, at: usize) -> i32 {
-        let lap = if self.home(tag) > at { 1 << u16::BITS } else { 0 };
-        i32::from(tag) - lap
+    /// Whether `other`, which stands at `at`, comes no later than `tag`, whose home is `home`, at
+    /// or before `at` going round. What has gone round the array's end (its home lies further on)
+    /// comes before everything at home at the start.
+    fn passes(&self, other: u16, at: usize, tag: u16, home: usize) -> bool {
+        if at >= home {
+            other <= tag || self.home(other) > at
+        } else {
+            other <= tag && self.home(other) > at
+        }
     }
 
     fn after(&self, at: usize) -> usize {
@@ -80,14 +88,15 @@ impl Page {
         if self.len == 0 {
             return None;
         }
-        let mut at = self.home(tag);
+        let home = self.home(tag);
+        let mut at = home;
         loop {
             let slot = &self.slots[at];
             let entry = slot.entry()?;
             if slot.tag() == tag && is_it(&entry) {
                 return Some(at);
             }
-            if self.rank(slot.tag(), at) > self.rank(tag, at) {
+            if !self.passes(slot.tag(), at, tag, home) {
                 return None;
             }
             at = self.after(at);
@@ -114,10 +123,9 @@ impl Page {
     }
 
     fn place(&mut self, slot: Slot, tag: u16) {
-        let mut at = self.home(tag);
-        while !self.slots[at].is_empty()
-            && self.rank(self.slots[at].tag(), at) <= self.rank(tag, at)
-        {
+        let home = self.home(tag);
+        let mut at = home;
+        while !self.slots[at].is_empty() && self.passes(self.slots[at].tag(), at, tag, home) {
             at = self.after(at);
         }
         let mut gap = at;

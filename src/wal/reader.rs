@@ -44,7 +44,7 @@ pub struct Corruption {
     pub bytes: u64,
     /// The first frame lost.
     pub from: Lsn,
-    /// The last frame lost, where that can be told.
+    /// The last frame lost, where that can be told; the one before `from` if none was.
     pub to: Option<Lsn>,
 }
 
@@ -246,7 +246,9 @@ impl Walk<'_> {
             }
             None => following,
         };
-        if next.is_none_or(|next| next > self.rules.earliest) {
+        let earliest = self.rules.earliest;
+        let needed = self.expected >= earliest || next.is_none_or(|next| next > earliest);
+        if needed {
             self.walked.corruptions.push(Corruption {
                 damage,
                 segment: Some(window.segment.path.clone()),

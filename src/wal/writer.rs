@@ -289,7 +289,8 @@ impl Writer {
         let tail_first = self.shared.tail.lock().segment.as_ref().map(|open| open.first);
         let mut ended = self.shared.ended.lock();
         let after = ended.iter().skip(1).map(|segment| segment.first).chain(tail_first);
-        let n = after.take_while(|first| *first <= lsn).count();
+        // The last segment of all is being written: it stays.
+        let n = after.take_while(|first| *first <= lsn).count().min(ended.len());
         for _ in 0..n {
             let path = &ended[0].path;
             self.shared.disk.remove(path).map_err(Error::disk("remove", path))?;

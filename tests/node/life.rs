@@ -8,17 +8,17 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Home, Node, files};
+use crate::support::{Home, Node, files, http};
 
 const SOON: Duration = Duration::from_secs(15);
 
 async fn put(node: &Node, key: &str, value: impl Into<reqwest::Body>) -> u16 {
-    let request = reqwest::Client::new().put(node.url(key)).body(value);
+    let request = http().put(node.url(key)).body(value);
     request.send().await.unwrap().status().as_u16()
 }
 
 async fn get(node: &Node, key: &str) -> Option<String> {
-    let answer = reqwest::get(node.url(key)).await.unwrap();
+    let answer = http().get(node.url(key)).send().await.unwrap();
     match answer.status().as_u16() {
         200 => Some(answer.text().await.unwrap()),
         404 => None,
@@ -27,11 +27,11 @@ async fn get(node: &Node, key: &str) -> Option<String> {
 }
 
 async fn ops(node: &Node, path: &str) -> Value {
-    reqwest::get(node.ops_url(path)).await.unwrap().json().await.unwrap()
+    http().get(node.ops_url(path)).send().await.unwrap().json().await.unwrap()
 }
 
 async fn metric(node: &Node, name: &str) -> f64 {
-    let text = reqwest::get(node.ops_url("/metrics")).await.unwrap().text().await.unwrap();
+    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
     let line = text.lines().find(|l| l.starts_with(&format!("{name} ")) || *l == name);
     let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -45,7 +45,7 @@ fn last_line(log: &str) -> &str {
 async fn what_is_put_is_got_with_its_etag_and_ttl() {
     let home = Home::new(json!({}));
     let node = home.start().await;
-    let http = reqwest::Client::new();
+    let http = http();
     let url = node.url("user:1?ttl=15m");
     let answer = http.put(url).body(r#"{"n":"Ann"}"#).send().await.unwrap();
     assert_eq!(answer.status(), 201);
@@ -128,7 +128,7 @@ async fn with_eviction_off_a_full_node_says_so_and_deletes_still_work() {
     for n in &stored {
         assert!(get(&node, &format!("k{n}")).await.is_some());
     }
-    let http = reqwest::Client::new();
+    let http = http();
     let deleted = http.delete(node.url("k0")).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
     assert_eq!(put(&node, "again", vec![b'x'; 90_000]).await, 201);
@@ -160,7 +160,7 @@ async fn what_expired_is_gone_from_reads_at_once_and_from_memory_soon() {
 async fn a_reload_changes_what_it_may_and_a_broken_file_changes_nothing() {
     let mut home = Home::new(json!({ "auth_token": "first-token-of-this-test-0123456789" }));
     let node = home.start().await;
-    let http = reqwest::Client::new();
+    let http = http();
     let status = |token: &'static str| {
         let request = http.get(node.url("none")).bearer_auth(token);
         async move { request.send().await.unwrap().status().as_u16() }
@@ -208,9 +208,7 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
         r.recv().await.map(|chunk| (chunk, r))
     });
     let url = node.url("slow");
-    let slow = tokio::spawn(
-        reqwest::Client::new().put(url).body(reqwest::Body::wrap_stream(body)).send(),
-    );
+    let slow = tokio::spawn(http().put(url).body(reqwest::Body::wrap_stream(body)).send());
     sender.send(Ok(b"first, ".to_vec())).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     node.signal(Signal::SIGTERM);
@@ -285,10 +283,8 @@ async fn a_disk_that_fills_ends_the_node_with_the_reason_and_nothing_acknowledge
     let mut home = Home::new(json!({ "wal_mode": "sync", "wal_max_size_mb": 1 }));
     let small = home.dir.path().join("small");
     fs::create_dir(&small).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"])
-        .arg(&small)
-        .status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"]).arg(&small).status();
     if !mounted.is_ok_and(|status| status.success()) {
         println!("SKIP a full disk: mounting a tmpfs needs root");
         return;
@@ -297,7 +293,7 @@ async fn a_disk_that_fills_ends_the_node_with_the_reason_and_nothing_acknowledge
     home.set(json!({ "data_dir": small.join("data") }));
     let mut node = home.start().await;
     let mut acknowledged = Vec::new();
-    let http = reqwest::Client::new();
+    let http = http();
     for n in 0..2000 {
         let put = http.put(node.url(&format!("k{n}"))).body(vec![b'a' + (n % 26) as u8; 20_000]);
         match put.send().await {
@@ -409,7 +405,9 @@ async fn replaying_the_log_leaves_a_snapshot_and_says_what_it_found() {
 async fn pid_file_and_daily_log_are_where_the_configuration_says() {
     let mut home = Home::new(json!({}));
     let dir = home.dir.path().to_owned();
-    home.set(json!({ "pid_file": dir.join("pid"), "log_dir": dir.join("logs"), "log_format": "json" }));
+    home.set(
+        json!({ "pid_file": dir.join("pid"), "log_dir": dir.join("logs"), "log_format": "json" }),
+    );
     let node = home.start().await;
     assert_eq!(fs::read_to_string(dir.join("pid")).unwrap().trim(), node.pid().to_string());
     node.stop(SOON);

@@ -12,23 +12,23 @@ use serde_json::{Map, Value, json};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A node's configuration and data, across its lives.
-pub struct Home {
-    pub dir: tempfile::TempDir,
-    pub client: u16,
-    pub ops: u16,
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) client: u16,
+    pub(crate) ops: u16,
     config: Map<String, Value>,
 }
 
 /// One life of a node. Dropped: killed.
-pub struct Node {
+pub(crate) struct Node {
     child: Child,
-    pub client: u16,
-    pub ops: u16,
-    pub stderr: PathBuf,
+    pub(crate) client: u16,
+    pub(crate) ops: u16,
+    pub(crate) stderr: PathBuf,
 }
 
 impl Home {
-    pub fn new(settings: Value) -> Self {
+    pub(crate) fn new(settings: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let [client, gossip, ops] = free_ports();
         let mut config = Map::new();
@@ -42,76 +42,50 @@ impl Home {
         ] {
             config.insert(key.into(), value);
         }
-        let mut home = Self {
-            dir,
-            client,
-            ops,
-            config,
-        };
+        let mut home = Self { dir, client, ops, config };
         home.set(settings);
         home
     }
 
     /// Changes settings; a running node sees them when it reloads.
-    pub fn set(&mut self, settings: Value) {
+    pub(crate) fn set(&mut self, settings: Value) {
         for (key, value) in settings.as_object().unwrap() {
             self.config.insert(key.clone(), value.clone());
         }
-        fs::write(
-            self.config_path(),
-            serde_json::to_vec_pretty(&self.config).unwrap(),
-        )
-        .unwrap();
+        fs::write(self.config_path(), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
     }
 
-    pub fn config_path(&self) -> PathBuf {
+    pub(crate) fn config_path(&self) -> PathBuf {
         self.dir.path().join("config.json")
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
-        command
-            .arg("-config")
-            .arg(self.config_path())
-            .stdin(Stdio::null());
+        command.arg("-config").arg(self.config_path()).stdin(Stdio::null());
         command
     }
 
     /// Starts the node without waiting for it.
-    pub fn spawn(&self) -> Node {
+    pub(crate) fn spawn(&self) -> Node {
         let stderr = self.dir.path().join("stderr");
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&stderr)
-            .unwrap();
-        let child = self
-            .command()
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Node {
-            child,
-            client: self.client,
-            ops: self.ops,
-            stderr,
-        }
+        let log = fs::File::options().create(true).append(true).open(&stderr).unwrap();
+        let child = self.command().stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Node { child, client: self.client, ops: self.ops, stderr }
     }
 
     /// Starts the node and waits until it is ready.
-    pub async fn start(&self) -> Node {
+    pub(crate) async fn start(&self) -> Node {
         let mut node = self.spawn();
         node.wait_ready().await;
         node
     }
 
     /// Runs the node until it ends by itself; its status and all it ever wrote to stderr.
-    pub fn run_to_end(&self) -> (ExitStatus, String) {
+    pub(crate) fn run_to_end(&self) -> (ExitStatus, String) {
         let mut node = self.spawn();
         let status = node.wait(START_TIMEOUT);
         (status, node.log())
@@ -119,25 +93,25 @@ impl Home {
 }
 
 impl Node {
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    pub fn url(&self, key: &str) -> String {
+    pub(crate) fn url(&self, key: &str) -> String {
         format!("http://127.0.0.1:{}/v1/kv/{key}", self.client)
     }
 
-    pub fn ops_url(&self, path: &str) -> String {
+    pub(crate) fn ops_url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.ops)
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap()
     }
 
-    pub async fn wait_ready(&mut self) {
+    pub(crate) async fn wait_ready(&mut self) {
         let began = Instant::now();
-        let http = reqwest::Client::new();
+        let http = http();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the node ended with {status}:\n{}", self.log());
@@ -147,21 +121,17 @@ impl Node {
             {
                 return;
             }
-            assert!(
-                began.elapsed() < START_TIMEOUT,
-                "not ready in time:\n{}",
-                self.log()
-            );
+            assert!(began.elapsed() < START_TIMEOUT, "not ready in time:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
     }
 
     /// SIGKILL, and the end seen.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
         assert_eq!(
@@ -173,23 +143,19 @@ impl Node {
     }
 
     /// SIGTERM; the node must end well within `within`.
-    pub fn stop(mut self, within: Duration) {
+    pub(crate) fn stop(mut self, within: Duration) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         let status = self.wait(within);
         assert!(status.success(), "ended with {status}:\n{}", self.log());
     }
 
-    pub fn wait(&mut self, within: Duration) -> ExitStatus {
+    pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                began.elapsed() < within,
-                "still running after {within:?}:\n{}",
-                self.log()
-            );
+            assert!(began.elapsed() < within, "still running after {within:?}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -202,6 +168,13 @@ impl Drop for Node {
     }
 }
 
+/// A client; making one anew would read the system's certificates each time. Tests have runtimes
+/// of their own, so nothing is kept open between requests of different ones.
+pub(crate) fn http() -> reqwest::Client {
+    let client = reqwest::Client::builder().tls_certs_only([]).build();
+    client.unwrap()
+}
+
 /// Three ports that were free a moment ago.
 fn free_ports() -> [u16; 3] {
     let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
@@ -209,16 +182,11 @@ fn free_ports() -> [u16; 3] {
 }
 
 /// Every file below `dir`, with its size.
-pub fn files(dir: &Path) -> Vec<(String, u64)> {
+pub(crate) fn files(dir: &Path) -> Vec<(String, u64)> {
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap())
-        .map(|e| {
-            (
-                e.file_name().into_string().unwrap(),
-                e.metadata().unwrap().len(),
-            )
-        })
+        .map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()))
         .collect();
     found.sort();
     found

@@ -80,12 +80,8 @@ enum State {
 
 impl Run {
     pub(super) fn of_document(client: Arc<Client>, shared: Shared, steps: Vec<Step>) -> Self {
-        let mut run = Self::new(
-            client,
-            shared,
-            Source::Steps(steps.into_iter()),
-            Framing::Document,
-        );
+        let mut run =
+            Self::new(client, shared, Source::Steps(steps.into_iter()), Framing::Document);
         run.out.extend_from_slice(b"{\"results\":[");
         run
     }
@@ -96,12 +92,7 @@ impl Run {
         body: Body,
         header: Option<Bytes>,
     ) -> Self {
-        Self::new(
-            client,
-            shared,
-            Source::Lines(Lines::new(body, header)),
-            Framing::Lines,
-        )
+        Self::new(client, shared, Source::Lines(Lines::new(body, header)), Framing::Lines)
     }
 
     fn new(client: Arc<Client>, shared: Shared, source: Source, framing: Framing) -> Self {
@@ -164,19 +155,12 @@ impl Run {
         let Some(step) = self.waiting.take() else {
             return;
         };
-        if step
-            .key()
-            .is_some_and(|key| self.keys.iter().flatten().any(|busy| busy == key))
-        {
+        if step.key().is_some_and(|key| self.keys.iter().flatten().any(|busy| busy == key)) {
             self.waiting = Some(step);
             return;
         }
         self.keys.push_back(step.key().cloned());
-        self.running.push_back(Box::pin(carry_out(
-            Arc::clone(&self.client),
-            self.shared,
-            step,
-        )));
+        self.running.push_back(Box::pin(carry_out(Arc::clone(&self.client), self.shared, step)));
     }
 
     fn end(&mut self) {
@@ -221,10 +205,7 @@ async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
     let (op, result) = match step {
         Step::Refused(problem) => return Done::Failed(problem),
         Step::Get(key) => {
-            let read = Read {
-                consistency: shared.consistency,
-                min_version: None,
-            };
+            let read = Read { consistency: shared.consistency, min_version: None };
             let result = match coordinator.get(key.as_bytes(), read).await {
                 Ok(Lookup::Hit(found)) => Ok(Done::Got(found)),
                 Ok(Lookup::Miss(_)) => Err(Problem::absent()),
@@ -271,15 +252,7 @@ fn append_written(out: &mut Vec<u8>, written: Written) {
     };
     let status = if written.acks.is_some() { status } else { 202 };
     let acks = written.acks.map(AcksText);
-    json::append(
-        out,
-        &WrittenText {
-            status,
-            version: VersionText(written.version),
-            value,
-            acks,
-        },
-    );
+    json::append(out, &WrittenText { status, version: VersionText(written.version), value, acks });
 }
 
 /// Where a batch's operations come from.
@@ -340,17 +313,11 @@ impl Lines {
                 }
                 self.paid = false;
                 self.index += 1;
-                let idempotency = self
-                    .header
-                    .as_deref()
-                    .map(|h| IdempotencyKey::new(h, &[&line]));
+                let idempotency = self.header.as_deref().map(|h| IdempotencyKey::new(h, &[&line]));
                 return Some(Step::of_line(
                     &line,
                     self.index - 1,
-                    Shared {
-                        idempotency,
-                        ..shared
-                    },
+                    Shared { idempotency, ..shared },
                 ));
             }
             if self.ended {

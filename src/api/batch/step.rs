@@ -51,15 +51,9 @@ pub(super) enum OpError {
     #[error("{field} is not standard base64 with padding")]
     Base64 { field: &'static str },
     #[error("{op} takes no {field}")]
-    Stray {
-        op: &'static str,
-        field: &'static str,
-    },
+    Stray { op: &'static str, field: &'static str },
     #[error("{field} is malformed; it is {expected}")]
-    Field {
-        field: &'static str,
-        expected: &'static str,
-    },
+    Field { field: &'static str, expected: &'static str },
 }
 
 impl OpError {
@@ -203,17 +197,12 @@ impl Batch {
 
     /// All operations, checked before the first is begun.
     pub(super) fn into_steps(self, shared: Shared) -> Result<Vec<Step>, Problem> {
-        let steps = self
-            .ops
-            .written
-            .into_iter()
-            .enumerate()
-            .map(|(index, written)| {
-                written.into_step(index as u64, shared).map_err(|error| {
-                    let kind = error.kind();
-                    Problem::new(kind, DocumentError::Op { index, error }.to_string())
-                })
-            });
+        let steps = self.ops.written.into_iter().enumerate().map(|(index, written)| {
+            written.into_step(index as u64, shared).map_err(|error| {
+                let kind = error.kind();
+                Problem::new(kind, DocumentError::Op { index, error }.to_string())
+            })
+        });
         steps.collect()
     }
 }
@@ -232,9 +221,7 @@ impl Written {
                 ttl: ttl.unwrap_or(Ttl::Unlimited),
             }),
             OpName::Delete => Some(Operation::Delete),
-            OpName::Touch => Some(Operation::Touch {
-                ttl: ttl.unwrap_or(Ttl::Unlimited),
-            }),
+            OpName::Touch => Some(Operation::Touch { ttl: ttl.unwrap_or(Ttl::Unlimited) }),
             OpName::Incr => Some(Operation::Incr {
                 by: by.unwrap_or(1),
                 ttl: match ttl {
@@ -242,10 +229,7 @@ impl Written {
                     Some(Ttl::For(span)) => Some(span),
                     Some(Ttl::Keep) => {
                         let expected = "a time without keep: it counts at creation only";
-                        return Err(OpError::Field {
-                            field: "ttl",
-                            expected,
-                        });
+                        return Err(OpError::Field { field: "ttl", expected });
                     }
                 },
             }),
@@ -257,16 +241,10 @@ impl Written {
             ("value", self.value.is_some()),
             ("value_base64", self.value_base64.is_some()),
             ("content_type", self.content_type.is_some()),
-            (
-                "condition",
-                op == OpName::Get && condition != Condition::Always,
-            ),
+            ("condition", op == OpName::Get && condition != Condition::Always),
         ];
         if let Some((field, _)) = strays.into_iter().find(|(_, stray)| *stray) {
-            return Err(OpError::Stray {
-                op: op.label(),
-                field,
-            });
+            return Err(OpError::Stray { op: op.label(), field });
         }
         Ok(match operation {
             None => Step::Get(key),
@@ -295,10 +273,7 @@ impl Written {
             _ => return Err(OpError::NoValue),
         };
         if value.len() > bytes_max {
-            return Err(OpError::ValueTooLong {
-                bytes: value.len(),
-                bytes_max,
-            });
+            return Err(OpError::ValueTooLong { bytes: value.len(), bytes_max });
         }
         Ok(value)
     }
@@ -310,10 +285,7 @@ impl Written {
         // It will stand in a header field.
         if text.len() > CONTENT_TYPE_BYTES_MAX || HeaderValue::from_str(&text).is_err() {
             let expected = "at most 255 visible characters";
-            return Err(OpError::Field {
-                field: "content_type",
-                expected,
-            });
+            return Err(OpError::Field { field: "content_type", expected });
         }
         Ok(Bytes::from(text))
     }
@@ -324,49 +296,33 @@ impl Written {
             Some(TtlField::Text(text)) => text,
             Some(TtlField::Seconds(seconds)) => seconds.to_string(),
         };
-        let malformed = OpError::Field {
-            field: "ttl",
-            expected: params::TTL_FORMS,
-        };
+        let malformed = OpError::Field { field: "ttl", expected: params::TTL_FORMS };
         params::ttl(&text).map(Some).ok_or(malformed)
     }
 
     fn take_condition(&mut self) -> Result<Condition, OpError> {
-        match (
-            self.if_match.take().as_deref(),
-            self.if_none_match.take().as_deref(),
-        ) {
+        match (self.if_match.take().as_deref(), self.if_none_match.take().as_deref()) {
             (None, None) => Ok(Condition::Always),
             (Some("*"), None) => Ok(Condition::Present),
             (Some(text), None) => {
                 let expected = "* or a version as this server gave it out";
-                let malformed = OpError::Field {
-                    field: "if_match",
-                    expected,
-                };
+                let malformed = OpError::Field { field: "if_match", expected };
                 params::version(text).map(Condition::Is).ok_or(malformed)
             }
             (None, Some("*")) => Ok(Condition::Absent),
-            (None, Some(_)) => Err(OpError::Field {
-                field: "if_none_match",
-                expected: "* (create only)",
-            }),
+            (None, Some(_)) => {
+                Err(OpError::Field { field: "if_none_match", expected: "* (create only)" })
+            }
             (Some(_), Some(_)) => {
                 let expected = "sent without if_none_match: only one condition can stand";
-                Err(OpError::Field {
-                    field: "if_match",
-                    expected,
-                })
+                Err(OpError::Field { field: "if_match", expected })
             }
         }
     }
 }
 
 fn decoded(text: &str, field: &'static str) -> Result<Bytes, OpError> {
-    BASE64
-        .decode(text)
-        .map(Bytes::from)
-        .map_err(|_| OpError::Base64 { field })
+    BASE64.decode(text).map(Bytes::from).map_err(|_| OpError::Base64 { field })
 }
 
 #[cfg(test)]
@@ -379,16 +335,8 @@ mod tests {
     use crate::entry::Version;
 
     fn step(line: &str) -> Result<Step, String> {
-        let limits = Settings {
-            max_value_bytes: 4,
-            ..Settings::default()
-        }
-        .limits();
-        let shared = Shared {
-            limits,
-            consistency: Consistency::One,
-            idempotency: None,
-        };
+        let limits = Settings { max_value_bytes: 4, ..Settings::default() }.limits();
+        let shared = Shared { limits, consistency: Consistency::One, idempotency: None };
         match Step::of_line(line.as_bytes(), 0, shared) {
             Step::Refused(problem) => {
                 Err(serde_json::to_value(problem.fields()).unwrap()["detail"].to_string())
@@ -432,28 +380,16 @@ mod tests {
             (r#"{"op":"get","key":"a","key_base64":"YQ=="}"#, "key"),
             (r#"{"op":"get","key":""}"#, "empty"),
             (r#"{"op":"put","key":"a"}"#, "value"),
-            (
-                r#"{"op":"put","key":"a","value":"12345"}"#,
-                "max_value_bytes",
-            ),
-            (
-                r#"{"op":"put","key":"a","value_base64":"!"}"#,
-                "value_base64",
-            ),
+            (r#"{"op":"put","key":"a","value":"12345"}"#, "max_value_bytes"),
+            (r#"{"op":"put","key":"a","value_base64":"!"}"#, "value_base64"),
             (r#"{"op":"put","key":"a","value":"1","ttl":0}"#, "ttl"),
             (r#"{"op":"put","key":"a","value":"1","ttl":-1}"#, "TtlField"),
             (r#"{"op":"put","key":"a","value":"1","tll":"1s"}"#, "tll"),
-            (
-                r#"{"op":"put","key":"a","value":"1","content_type":"a\nb"}"#,
-                "content_type",
-            ),
+            (r#"{"op":"put","key":"a","value":"1","content_type":"a\nb"}"#, "content_type"),
             (r#"{"op":"get","key":"a","value":"1"}"#, "value"),
             (r#"{"op":"delete","key":"a","ttl":"1s"}"#, "ttl"),
             (r#"{"op":"touch","key":"a","by":1}"#, "by"),
-            (
-                r#"{"op":"incr","key":"a","by":9223372036854775808}"#,
-                "9223372036854775808",
-            ),
+            (r#"{"op":"incr","key":"a","by":9223372036854775808}"#, "9223372036854775808"),
             (r#"{"op":"incr","key":"a","ttl":"keep"}"#, "keep"),
             (r#"{"op":"get","key":"a","if_match":"7"}"#, "condition"),
             (r#"{"op":"drop","key":"a"}"#, "drop"),

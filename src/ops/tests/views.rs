@@ -66,7 +66,7 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
             "node": "ok",
             "wal": "ok: off, nothing outlives the process",
             "shards": "256 under replicated",
-            "listeners": "insecure: clients need no token; set auth_token",
+            "listeners": "exposed: clients need no token; set auth_token",
             "config": "the last reload was refused; the configuration before it is in force",
         }})
     );
@@ -95,6 +95,7 @@ async fn a_lone_node_with_shards_may_not_be_stopped_without_loss_of_service() {
     );
     let empty = Arc::new(Fake::with(|status| status.readings.shards_owned = 0));
     assert_eq!(get(&empty, "/ready?for=stop").await.status, 200);
+    assert!(answer.text.starts_with("{\"ready\":false,"), "the verdict comes first");
     assert!(get(&node, "/ready?for=lunch").await.detail().contains("?for=stop"));
 }
 
