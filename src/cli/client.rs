@@ -23,10 +23,6 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// Longest answer that is quoted when it is not of the expected form, in bytes.
 const QUOTED_BYTES_MAX: usize = 200;
 
-/// What an alert from the server mostly means.
-const REFUSED_CLIENT: &str =
-    "the server refused this client; does it ask for a certificate (--cert, --key)?";
-
 /// A connection to one node's client and operations APIs.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -34,6 +30,7 @@ pub(crate) struct Client {
     base: String,
     ops: Result<Target, String>,
     token: Option<HeaderValue>,
+    shows_certificate: bool,
 }
 
 /// Why a request has no answer that a command can use.
@@ -173,6 +170,7 @@ impl Client {
             base: target.origin(),
             ops: connection.ops_target().map_err(|usage| usage.0),
             token,
+            shows_certificate: connection.cert.is_some(),
         })
     }
 
@@ -268,13 +266,13 @@ impl Client {
             innermost = source;
         }
         let reason = innermost.to_string();
-        let hint = if origin.starts_with("https:") && reason.contains("fatal alert") {
-            // HTTP/2 passes a TLS alert on as text alone.
-            REFUSED_CLIENT
+        let hint = if origin.starts_with("https:") && !self.shows_certificate {
+            // The server's alert may be lost when it closes the connection right behind it.
+            "if the server has tls_client_auth, give --cert and --key"
         } else if origin.starts_with("http:") && !error.is_body() {
             "if the server has tls_enabled, give --ca or an https:// address"
         } else {
-            "look into the server's log"
+            "the server's log may say why"
         };
         Error::Broken { origin, reason, hint, source: Box::new(error) }
     }
@@ -372,7 +370,9 @@ fn tls_mend(error: &rustls::Error) -> &'static str {
             }
             _ => "the server's certificate cannot be used",
         },
-        rustls::Error::AlertReceived(_) => REFUSED_CLIENT,
+        rustls::Error::AlertReceived(_) => {
+            "the server refused this client; does it ask for a certificate (--cert, --key)?"
+        }
         rustls::Error::InvalidMessage(_) => {
             "the other side speaks no TLS; use an http:// address, or enable it there"
         }
