@@ -23,7 +23,7 @@ use tokio_util::io::ReaderStream;
 
 use super::client::{Client, Error};
 use super::connection::Connection;
-use super::exit::{Exit, note, output};
+use super::exit::{Exit, in_words, note, output};
 use super::list::{Listed, Pages};
 use crate::backup::Entry;
 
@@ -162,7 +162,7 @@ impl Import {
                         "{stored} keys are stored, all before line {next_line}; \
                          go on with `aegiskv import --from-line {next_line}`"
                     );
-                    return Err(anyhow::anyhow!("{error:#}\n{mend}"));
+                    return Err(anyhow::anyhow!("{}\n{mend}", in_words(&error)));
                 }
             }
         }
@@ -326,12 +326,7 @@ async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
 
 /// What the server says about an operation that failed.
 fn reason(result: &Json, status: u64) -> String {
-    let text = ["detail", "title"].iter().find_map(|member| {
-        let place = result.get("error").filter(|error| error.is_object()).unwrap_or(result);
-        place.get(*member).and_then(Json::as_str)
-    });
-    let text = text.or_else(|| result.get("error").and_then(Json::as_str));
-    match text {
+    match ["detail", "title"].iter().find_map(|member| result[*member].as_str()) {
         Some(text) => format!("{text} ({status})"),
         None => format!("the server answered {status}"),
     }
@@ -339,9 +334,9 @@ fn reason(result: &Json, status: u64) -> String {
 
 /// Carries out operations from NDJSON, one a line, and prints a result a line
 ///
-/// A line is {"op":"put","key":"a","value":"1","ttl":"30s"}, {"op":"get","key":"b"} or
-/// {"op":"delete","key":"c"}, with value_base64 for bytes and if_match or if_none_match for
-/// conditions. Results come as the lines are read. The code is 1 if any operation failed; a key
+/// A line is {"op":"put","key":"a","value":"1","ttl":"30s"}, {"op":"get","key":"b"},
+/// {"op":"delete","key":"c"}, or the like with incr or touch; key_base64 and value_base64 hold
+/// bytes, if_match and if_none_match conditions. Results come as the lines are read. The code is 1 if any operation failed; a key
 /// that is not there is no failure.
 #[derive(Args, Debug)]
 pub(crate) struct Batch {
