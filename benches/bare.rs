@@ -30,46 +30,19 @@ static VALUE: [u8; 100] = [b'v'; 100];
 
 /// The headers of a GET beside `Content-Length` and `Date`.
 const READ_HEADERS: [(HeaderName, HeaderValue); 5] = [
-    (
-        hyper::header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    ),
-    (
-        hyper::header::ETAG,
-        HeaderValue::from_static("\"252012345678901234\""),
-    ),
-    (
-        HeaderName::from_static("aegis-ttl"),
-        HeaderValue::from_static("3600"),
-    ),
-    (
-        hyper::header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    ),
-    (
-        hyper::header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("sandbox"),
-    ),
+    (hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+    (hyper::header::ETAG, HeaderValue::from_static("\"252012345678901234\"")),
+    (HeaderName::from_static("aegis-ttl"), HeaderValue::from_static("3600")),
+    (hyper::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (hyper::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")),
 ];
 
 /// The headers of a PUT beside `Date`.
 const WRITE_HEADERS: [(HeaderName, HeaderValue); 4] = [
-    (
-        hyper::header::ETAG,
-        HeaderValue::from_static("\"252012345678901234\""),
-    ),
-    (
-        HeaderName::from_static("aegis-acks"),
-        HeaderValue::from_static("1/1"),
-    ),
-    (
-        hyper::header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    ),
-    (
-        hyper::header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("sandbox"),
-    ),
+    (hyper::header::ETAG, HeaderValue::from_static("\"252012345678901234\"")),
+    (HeaderName::from_static("aegis-acks"), HeaderValue::from_static("1/1")),
+    (hyper::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (hyper::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")),
 ];
 
 fn answer<B>(
@@ -102,35 +75,17 @@ async fn bare_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>
         let value = Full::new(Bytes::from_static(&VALUE));
         return Ok(answer(StatusCode::OK, READ_HEADERS, value));
     }
-    let body = request
-        .into_body()
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes);
-    let status = if body.is_ok() {
-        StatusCode::NO_CONTENT
-    } else {
-        StatusCode::BAD_REQUEST
-    };
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+    let status = if body.is_ok() { StatusCode::NO_CONTENT } else { StatusCode::BAD_REQUEST };
     Ok(answer(status, WRITE_HEADERS, Full::default()))
 }
 
 async fn serve_axum(listener: TcpListener) -> std::io::Result<()> {
     let read = async |Path(_key): Path<String>| {
-        answer(
-            StatusCode::OK,
-            READ_HEADERS,
-            Full::new(Bytes::from_static(&VALUE)),
-        )
-        .into_response()
+        answer(StatusCode::OK, READ_HEADERS, Full::new(Bytes::from_static(&VALUE))).into_response()
     };
     let write = async |Path(_key): Path<String>, _value: Bytes| {
-        answer(
-            StatusCode::NO_CONTENT,
-            WRITE_HEADERS,
-            Full::<Bytes>::default(),
-        )
-        .into_response()
+        answer(StatusCode::NO_CONTENT, WRITE_HEADERS, Full::<Bytes>::default()).into_response()
     };
     let router: Router = Router::new().route("/v1/kv/{*key}", get(read).put(write));
     axum::serve(
