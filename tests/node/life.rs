@@ -128,7 +128,19 @@ async fn with_eviction_off_a_full_node_says_so_and_deletes_still_work() {
     for n in &stored {
         assert!(get(&node, &format!("k{n}")).await.is_some());
     }
+    assert_eq!(put(&node, "k1", vec![b'y'; 100_000]).await, 204, "no growth, no refusal");
     let http = http();
+    let mut status = 200;
+    for n in 0..5000 {
+        let incr = http.post(node.url(&format!("counter{n}?op=incr"))).send().await.unwrap();
+        status = incr.status().as_u16();
+        if status != 200 {
+            break;
+        }
+    }
+    assert_eq!(status, 507, "counters take memory too");
+    let incr = http.post(node.url("counter0?op=incr")).send().await.unwrap();
+    assert_eq!((incr.status().as_u16(), incr.text().await.unwrap().as_str()), (200, "2"));
     let deleted = http.delete(node.url("k0")).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
     assert_eq!(put(&node, "again", vec![b'x'; 90_000]).await, 201);
