@@ -19,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Body, Method};
 use serde_json::{Value as Json, json};
+use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use super::client::{Client, Error};
@@ -143,7 +144,14 @@ impl Import {
             }
         }
         let mut chunks = Chunks::new(reader, line);
-        let chunks = stream::iter(std::iter::from_fn(move || chunks.next().transpose()));
+        // A slow source must not hold up the requests under way: it is read on a thread of its own.
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = chunks.next().transpose()
+                && sender.blocking_send(chunk).is_ok()
+            {}
+        });
+        let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
         let answers = chunks.map(|chunk| async { send_chunk(&client, chunk?).await });
         // Answers come in the order of the lines, so all before the first failure is stored.
         let mut answers = std::pin::pin!(answers.buffered(CHUNKS_IN_FLIGHT));
@@ -398,7 +406,7 @@ fn is_failure(result: &[u8]) -> bool {
     status != 404 && !(200..400).contains(&status)
 }
 
-fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead>> {
+fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead + Send>> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(BufReader::new(io::stdin())));
     }
