@@ -15,6 +15,7 @@ use hyper::{Method, Request, Version};
 
 use super::answer::{self, Body, Response};
 use super::client::{Client, Node};
+use super::params::Query;
 use super::problem::{Kind, Problem};
 use super::settings::{Limits, Settings};
 use super::watch::Busy;
@@ -173,8 +174,9 @@ fn respond(answered: Result<Response, Problem>) -> RoutedResponse {
     answered.unwrap_or_else(Problem::into_response).map(axum::body::Body::new)
 }
 
-async fn welcome() -> RoutedResponse {
-    respond(Ok(answer::json(Bytes::from_static(WELCOME.as_bytes()))))
+async fn welcome(request: RoutedRequest) -> RoutedResponse {
+    let takes_nothing = Query::parse(request.uri().query(), &[]);
+    respond(takes_nothing.map_err(Problem::from).map(|_| answer::json(WELCOME.into())))
 }
 
 const WELCOME: &str = concat!(
@@ -183,8 +185,18 @@ const WELCOME: &str = concat!(
     "\",\"api\":\"/openapi.json\",\"docs\":\"docs/api.md, and the manual: man aegiskv\"}"
 );
 
-async fn document(Extension(limits): InLimits) -> RoutedResponse {
-    respond(Ok(answer::json(openapi::document(limits))))
+async fn document(
+    Extension(client): OfClient,
+    Extension(limits): InLimits,
+    request: RoutedRequest,
+) -> RoutedResponse {
+    let needs_token = !client.node.settings.load().tokens.is_empty();
+    let takes_nothing = Query::parse(request.uri().query(), &[]);
+    respond(
+        takes_nothing
+            .map_err(Problem::from)
+            .map(|_| answer::json(openapi::document(limits, needs_token))),
+    )
 }
 
 async fn list(Extension(client): OfClient, request: RoutedRequest) -> RoutedResponse {

@@ -15,9 +15,8 @@ use super::kv;
 use super::params::{Fields, Malformed, Query};
 use super::problem::Problem;
 use super::settings::Limits;
-use crate::coordinator::Page;
-use crate::entry::Key;
-use crate::entry::Timestamp;
+use crate::coordinator::{Page, Phase};
+use crate::entry::{Key, Timestamp};
 
 pub(super) const PATH: &str = "/v1/kv";
 pub(super) const LIST_PARAMETERS: &[&str] = &["prefix", "limit", "cursor", "values"];
@@ -116,12 +115,19 @@ pub(super) async fn delete(
     let fields = Fields::gather(&head.headers)?;
     let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     let coordinator = &client.node.coordinator;
-    let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await?;
+    let serving = coordinator.phase() == Phase::Serving;
+    let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await;
+    // Once begun, it may have deleted some before it failed.
+    let counted = counted.map_err(|error| match Problem::from(error) {
+        problem if serving && !dry_run => problem.with_outcome_unknown(),
+        problem => problem,
+    })?;
     let mut response = answer::json(Bytes::from(format!("{{\"deleted\":{}}}", counted.count)));
     match counted.acks {
         Some(acks) => {
             response.headers_mut().insert(ACKS, answer::acks(acks));
         }
+        None if dry_run => {}
         None => *response.status_mut() = StatusCode::ACCEPTED,
     }
     Ok(response)

@@ -118,13 +118,6 @@ impl Kind {
         }
     }
 
-    fn outcome(self) -> &'static str {
-        match self {
-            Self::OutcomeUnknown => "unknown",
-            _ => "not-applied",
-        }
-    }
-
     fn retryable(self) -> bool {
         matches!(self, Self::Timeout | Self::RateLimited | Self::Unavailable | Self::OutcomeUnknown)
     }
@@ -139,6 +132,8 @@ pub(super) struct Problem {
     acks: Option<Acks>,
     retry_after: Option<Duration>,
     retryable: bool,
+    /// Whether it may have been applied all the same.
+    outcome_unknown: bool,
     allow: Option<&'static str>,
     /// The request's body was left unread: the connection cannot go on.
     closes: bool,
@@ -168,6 +163,7 @@ impl Problem {
             acks: None,
             retry_after: None,
             retryable: kind.retryable(),
+            outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
             closes: false,
         }
@@ -180,8 +176,8 @@ impl Problem {
     pub(super) fn condition_failed(live: Option<Version>) -> Self {
         let detail = match live {
             Some(_) => {
-                "the live value does not meet the condition; its present version is in ETag: \
-                 read it again, then decide"
+                "the live value does not meet the condition; its present version stands beside \
+                 this: read it again, then decide"
             }
             None => "there is no live value, and the condition asks for one",
         };
@@ -239,6 +235,12 @@ impl Problem {
         self
     }
 
+    /// Says that some of it may have been applied.
+    pub(super) fn with_outcome_unknown(mut self) -> Self {
+        self.outcome_unknown = true;
+        self
+    }
+
     pub(super) fn with_acks(mut self, acks: Option<Acks>) -> Self {
         self.acks = acks;
         self
@@ -251,7 +253,7 @@ impl Problem {
             title: self.kind.title(),
             status: self.kind.status().as_u16(),
             detail: &self.detail,
-            outcome: self.kind.outcome(),
+            outcome: if self.outcome_unknown { "unknown" } else { "not-applied" },
             retryable: self.retryable,
             version: self.etag.map(|v| v.to_string()),
         }

@@ -61,11 +61,11 @@ const REFUSAL: &str = concat!(
     "content-security-policy: sandbox\r\n",
     "retry-after: 1\r\n",
     "connection: close\r\n",
-    "content-length: 243\r\n",
+    "content-length: 217\r\n",
     "\r\n",
     "{\"type\":\"urn:aegiskv:problem:unavailable\",\"title\":\"not available now\",\"status\":503,",
     "\"detail\":\"this node serves as many connections as max_conns allows; close some, or raise it\",",
-    "\"outcome\":\"not-applied\",\"retryable\":true}       "
+    "\"outcome\":\"not-applied\",\"retryable\":true}"
 );
 
 /// The client API's server. Cheap to clone; clones share everything.
@@ -336,10 +336,9 @@ async fn http1(wire: Wire, client: Arc<Client>, watch: &Watch) -> Result<(), hyp
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(dispatch::answer(client, request).await) }
     });
-    let connection = http1::Builder::new()
-        .max_buf_size(HTTP1_BUFFER_BYTES_MAX)
-        .pipeline_flush(true)
-        .serve_connection(wire, service);
+    // Without `pipeline_flush`: it leaves the refusal of a malformed head unsent.
+    let connection =
+        http1::Builder::new().max_buf_size(HTTP1_BUFFER_BYTES_MAX).serve_connection(wire, service);
     obeying(watch, pin!(connection), |c| c.graceful_shutdown()).await
 }
 

@@ -326,6 +326,7 @@ impl Lines {
             if let Err(problem) = self.fill(shared).await {
                 (self.ended, self.broke_off) = (true, true);
                 self.buffer.clear();
+                self.searched = 0;
                 return Some(Step::Refused(problem));
             }
         }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Unexpected, Visitor};
 
 use super::super::params;
 use super::super::problem::{Kind, Problem};
@@ -90,27 +90,100 @@ impl OpName {
 }
 
 /// A time to live as text, or as a number of seconds.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum TtlField {
-    Seconds(u64),
+    Seconds(i64),
     Text(String),
 }
 
-/// An operation as it is written.
+/// An operation as it is written. A field is given or left out; `null` is neither.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     op: OpName,
+    #[serde(default, deserialize_with = "given")]
     key: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     key_base64: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     value: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     value_base64: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     ttl: Option<TtlField>,
+    #[serde(default, deserialize_with = "given")]
     content_type: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     if_match: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     if_none_match: Option<String>,
-    by: Option<i64>,
+    #[serde(default, deserialize_with = "given")]
+    by: Option<Whole>,
+}
+
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+/// A whole number. JSON knows one kind of number only, so `5.0` is one as well.
+#[derive(Debug)]
+struct Whole(i64);
+
+/// Takes a number in any of JSON's spellings; what else there may be, `text` takes.
+struct Numbers<T> {
+    expecting: &'static str,
+    number: fn(i64) -> T,
+    text: Option<fn(String) -> T>,
+}
+
+impl<T> Visitor<'_> for Numbers<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        Ok((self.number)(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        let wrong = |_| E::invalid_value(Unexpected::Unsigned(number), &self);
+        i64::try_from(number).map_err(wrong).map(self.number)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        /// Up to here a float holds every whole number.
+        const EXACT_MAX: f64 = (1_i64 << 53) as f64;
+        if number.fract() != 0.0 || number.abs() > EXACT_MAX {
+            return Err(E::invalid_value(Unexpected::Float(number), &self));
+        }
+        Ok((self.number)(number as i64))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        match self.text {
+            Some(take) => Ok(take(text.to_owned())),
+            None => Err(E::invalid_type(Unexpected::Str(text), &self)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "a 64-bit integer";
+        deserializer.deserialize_any(Numbers { expecting, number: Self, text: None })
+    }
+}
+
+impl<'de> Deserialize<'de> for TtlField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Numbers {
+            expecting: "a ttl such as \"30s\", or a number of seconds",
+            number: Self::Seconds,
+            text: Some(Self::Text),
+        })
+    }
 }
 
 /// An operation, ready to be carried out.
@@ -211,7 +284,7 @@ impl Written {
     fn into_step(mut self, index: u64, shared: Shared) -> Result<Step, OpError> {
         let key = Key::new(self.take_key()?, shared.limits.key_bytes)?;
         let condition = self.take_condition()?;
-        let (ttl, by) = (self.take_ttl()?, self.by.take());
+        let (ttl, by) = (self.take_ttl()?, self.by.take().map(|Whole(by)| by));
         let op = self.op;
         let operation = match op {
             OpName::Get => None,
@@ -363,7 +436,7 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        match step(r#"{"op":"incr","key_base64":"/w==","by":-3,"ttl":60}"#) {
+        match step(r#"{"op":"incr","key_base64":"/w==","by":-3.0,"ttl":60}"#) {
             Ok(Step::Write(write)) => {
                 assert_eq!(write.key.as_bytes(), [0xff]);
                 let ttl = Some(Duration::from_secs(60));
@@ -383,7 +456,11 @@ mod tests {
             (r#"{"op":"put","key":"a","value":"12345"}"#, "max_value_bytes"),
             (r#"{"op":"put","key":"a","value_base64":"!"}"#, "value_base64"),
             (r#"{"op":"put","key":"a","value":"1","ttl":0}"#, "ttl"),
-            (r#"{"op":"put","key":"a","value":"1","ttl":-1}"#, "TtlField"),
+            (r#"{"op":"put","key":"a","value":"1","ttl":-1}"#, "ttl"),
+            (r#"{"op":"put","key":"a","value":"1","ttl":1.5}"#, "ttl"),
+            (r#"{"op":"put","key":"a","value":"1","ttl":null}"#, "null"),
+            (r#"{"op":"incr","key":"a","by":1.5}"#, "64-bit integer"),
+            (r#"{"op":"incr","key":"a","by":"1"}"#, "64-bit integer"),
             (r#"{"op":"put","key":"a","value":"1","tll":"1s"}"#, "tll"),
             (r#"{"op":"put","key":"a","value":"1","content_type":"a\nb"}"#, "content_type"),
             (r#"{"op":"get","key":"a","value":"1"}"#, "value"),
