@@ -30,6 +30,7 @@ pub(crate) struct Client {
     base: String,
     ops: Result<Target, String>,
     token: Option<HeaderValue>,
+    shows_certificate: bool,
 }
 
 /// Why a request has no answer that a command can use.
@@ -66,13 +67,13 @@ pub(crate) enum Error {
         mend: &'static str,
     },
     /// The connection broke, or the other side does not speak HTTP.
-    #[error("the exchange with {origin} broke off: {reason}{hint}")]
+    #[error("the exchange with {origin} broke off: {reason}\n{hint}")]
     Broken {
         /// The address asked.
         origin: String,
         /// The innermost cause.
         reason: String,
-        /// A guess at the cause, on a line of its own.
+        /// A guess at the cause.
         hint: &'static str,
         /// The error itself.
         #[source]
@@ -169,6 +170,7 @@ impl Client {
             base: target.origin(),
             ops: connection.ops_target().map_err(|usage| usage.0),
             token,
+            shows_certificate: connection.cert.is_some(),
         })
     }
 
@@ -264,10 +266,13 @@ impl Client {
             innermost = source;
         }
         let reason = innermost.to_string();
-        let hint = if origin.starts_with("http:") && !error.is_body() {
-            "\nif the server has tls_enabled, give --ca or an https:// address"
+        let hint = if origin.starts_with("https:") && !self.shows_certificate {
+            // The server's alert may be lost when it closes the connection right behind it.
+            "if the server has tls_client_auth, give --cert and --key"
+        } else if origin.starts_with("http:") && !error.is_body() {
+            "if the server has tls_enabled, give --ca or an https:// address"
         } else {
-            ""
+            "the server's log may say why"
         };
         Error::Broken { origin, reason, hint, source: Box::new(error) }
     }

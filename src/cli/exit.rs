@@ -31,7 +31,7 @@ pub(crate) fn code(result: anyhow::Result<Exit>) -> ExitCode {
         Ok(Exit::NotFound) => ExitCode::from(3),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            note(format_args!("aegiskv: {error:#}"));
+            note(format_args!("aegiskv: {}", in_words(&error)));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
@@ -47,10 +47,44 @@ pub(crate) fn output() -> io::BufWriter<io::StdoutLock<'static>> {
     io::BufWriter::new(io::stdout().lock())
 }
 
+/// An error and its causes, each told once.
+pub(crate) fn in_words(error: &anyhow::Error) -> String {
+    let mut words = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !words.contains(&cause) {
+            words += ": ";
+            words += &cause;
+        }
+    }
+    words
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let cause = io::Error::other("no route");
+        let error = anyhow::Error::new(cause).context("cannot reach kv1: no route\nis it up?");
+        assert_eq!(in_words(&error), "cannot reach kv1: no route\nis it up?");
+        let cause = io::Error::other("permission denied");
+        let error = anyhow::Error::new(cause).context("cannot read f");
+        assert_eq!(in_words(&error), "cannot read f: permission denied");
+    }
+
+    #[test]
+    fn a_broken_pipe_is_found_under_its_context() {
+        let error = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("list");
+        assert!(is_broken_pipe(&error));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("broken pipe")));
+    }
 }

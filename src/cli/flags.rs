@@ -108,7 +108,9 @@ fn flag(key: &'static Key) -> Arg {
             .require_equals(true)
             .default_missing_value("true"),
         Shape::List => arg.value_name("LIST").action(ArgAction::Append),
-        Shape::Number => arg.value_name("NUMBER"),
+        // Durations, and quorums such as `majority`, are numbers only in part.
+        Shape::Number if key.default.parse::<f64>().is_ok() => arg.value_name("NUMBER"),
+        Shape::Number => arg.value_name("VALUE"),
         Shape::Text => arg.value_name("VALUE"),
     }
 }
@@ -129,7 +131,7 @@ pub(crate) fn normalised(
     };
     let mut arguments = arguments.into_iter();
     let mut result: Vec<OsString> = arguments.next().into_iter().collect();
-    while let Some(argument) = arguments.next() {
+    for argument in arguments.by_ref() {
         if argument == "--" {
             result.push(argument);
             break;

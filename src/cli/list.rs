@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -57,7 +57,8 @@ pub(crate) struct Listed {
     key: Option<String>,
     key_base64: Option<String>,
     value: Option<String>,
-    value_base64: Option<String>,
+    /// How `value` is written: `utf8` or `base64`.
+    encoding: Option<String>,
     content_type: Option<String>,
     ttl_ms: Option<u64>,
     version: Option<String>,
@@ -108,13 +109,31 @@ impl Listed {
     /// # Errors
     /// There is none, or it is not base64.
     pub(crate) fn key(&self) -> anyhow::Result<Vec<u8>> {
-        bytes(self.key.as_ref(), self.key_base64.as_ref())
-            .context("the server's answer holds an item without a key")
+        match (&self.key, &self.key_base64) {
+            (Some(text), _) => Ok(text.clone().into_bytes()),
+            (None, Some(text)) => {
+                BASE64.decode(text).context("the server's answer holds a key that is not base64")
+            }
+            (None, None) => bail!("the server's answer holds an item without a key"),
+        }
     }
 
-    /// The value's bytes, if the page was asked for values.
-    pub(crate) fn value(&self) -> Option<Vec<u8>> {
-        bytes(self.value.as_ref(), self.value_base64.as_ref())
+    /// The value's bytes.
+    ///
+    /// # Errors
+    /// There is none, or it is not in the encoding that it names.
+    pub(crate) fn value(&self) -> anyhow::Result<Vec<u8>> {
+        let text = self.value.as_ref();
+        let text = text.context("the server's answer holds a key without its value")?;
+        match self.encoding.as_deref() {
+            None | Some("utf8") => Ok(text.clone().into_bytes()),
+            Some("base64") => {
+                BASE64.decode(text).context("the server's answer holds a value that is not base64")
+            }
+            Some(other) => {
+                bail!("the server's answer holds a value in an unknown encoding, {other}")
+            }
+        }
     }
 
     /// The item as a line of a dump; `None` if its time has just run out.
@@ -133,14 +152,6 @@ impl Listed {
             ttl: self.ttl_ms.map(Duration::from_millis),
             version: self.version.and_then(|text| text.parse().ok()).map(Version),
         }))
-    }
-}
-
-fn bytes(text: Option<&String>, base64: Option<&String>) -> Option<Vec<u8>> {
-    match (text, base64) {
-        (Some(text), _) => Some(text.clone().into_bytes()),
-        (None, Some(base64)) => BASE64.decode(base64).ok(),
-        (None, None) => None,
     }
 }
 
@@ -205,7 +216,7 @@ impl List {
         out.write_all(&listed.key()?)?;
         if self.values {
             out.write_all(b"\t")?;
-            out.write_all(&listed.value().unwrap_or_default())?;
+            out.write_all(&listed.value()?)?;
         }
         out.write_all(b"\n")?;
         Ok(())
@@ -223,12 +234,12 @@ mod tests {
     #[test]
     fn a_listed_key_becomes_a_dumped_entry() {
         let item = listed(
-            r#"{"key_base64":"/w==","value":"v","size":1,"content_type":"text/plain","ttl_ms":5,"version":"7"}"#,
+            r#"{"key_base64":"/w==","value":"AP4=","encoding":"base64","size":2,"content_type":"text/plain","ttl_ms":5,"version":"7"}"#,
         );
         let entry = item.into_entry().expect("well-formed").expect("still alive");
         assert_eq!(
             entry.to_line(),
-            "{\"key_base64\":\"/w==\",\"value\":\"v\",\"content_type\":\"text/plain\",\"ttl_ms\":5,\"version\":\"7\"}\n"
+            "{\"key_base64\":\"/w==\",\"value_base64\":\"AP4=\",\"content_type\":\"text/plain\",\"ttl_ms\":5,\"version\":\"7\"}\n"
         );
     }
 

@@ -9,6 +9,7 @@ use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 
 use super::exit::{Exit, note, output};
+use crate::config::Key;
 
 /// What the binary is called.
 const NAME: &str = "aegiskv";
@@ -85,8 +86,13 @@ fn chapter(command: &Command, text: &mut String) {
     *text += &format!("{}\n", about.map(ToString::to_string).unwrap_or_default().trim());
     let usage = command.clone().render_usage().to_string();
     *text += &format!("\n```text\n{}\n```\n", usage.trim_start_matches("Usage: ").trim());
-    let shown =
-        |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    let is_root = name == NAME;
+    let is_key = |arg: &Arg| Key::find(arg.get_id().as_str()).is_some();
+    let shown = |arg: &&Arg| {
+        let told_before = !is_root && is_key(arg);
+        let id = arg.get_id().as_str();
+        !arg.is_hide_set() && !told_before && !matches!(id, "help" | "version")
+    };
     let mut heading = None;
     let mut arguments: Vec<&Arg> = command.get_arguments().filter(shown).collect();
     // Arguments of one heading stand together, in the order in which the headings first come up.
@@ -101,6 +107,9 @@ fn chapter(command: &Command, text: &mut String) {
             *text += "\n| option | meaning |\n|---|---|\n";
         }
         *text += &row(arg);
+    }
+    if !is_root && command.get_arguments().any(is_key) {
+        *text += "\nIt takes the server's settings as well.\n";
     }
     let commands = || command.get_subcommands().filter(|command| !command.is_hide_set());
     let mut commands_here = commands().filter(|command| command.get_name() != "help").peekable();

@@ -19,11 +19,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Body, Method};
 use serde_json::{Value as Json, json};
+use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use super::client::{Client, Error};
 use super::connection::Connection;
-use super::exit::{Exit, note, output};
+use super::exit::{Exit, in_words, note, output};
 use super::list::{Listed, Pages};
 use crate::backup::Entry;
 
@@ -143,7 +144,14 @@ impl Import {
             }
         }
         let mut chunks = Chunks::new(reader, line);
-        let chunks = stream::iter(std::iter::from_fn(move || chunks.next().transpose()));
+        // A slow source must not hold up the requests under way: it is read on a thread of its own.
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = chunks.next().transpose()
+                && sender.blocking_send(chunk).is_ok()
+            {}
+        });
+        let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
         let answers = chunks.map(|chunk| async { send_chunk(&client, chunk?).await });
         // Answers come in the order of the lines, so all before the first failure is stored.
         let mut answers = std::pin::pin!(answers.buffered(CHUNKS_IN_FLIGHT));
@@ -162,7 +170,7 @@ impl Import {
                         "{stored} keys are stored, all before line {next_line}; \
                          go on with `aegiskv import --from-line {next_line}`"
                     );
-                    return Err(anyhow::anyhow!("{error:#}\n{mend}"));
+                    return Err(anyhow::anyhow!("{}\n{mend}", in_words(&error)));
                 }
             }
         }
@@ -326,12 +334,7 @@ async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
 
 /// What the server says about an operation that failed.
 fn reason(result: &Json, status: u64) -> String {
-    let text = ["detail", "title"].iter().find_map(|member| {
-        let place = result.get("error").filter(|error| error.is_object()).unwrap_or(result);
-        place.get(*member).and_then(Json::as_str)
-    });
-    let text = text.or_else(|| result.get("error").and_then(Json::as_str));
-    match text {
+    match ["detail", "title"].iter().find_map(|member| result[*member].as_str()) {
         Some(text) => format!("{text} ({status})"),
         None => format!("the server answered {status}"),
     }
@@ -339,9 +342,9 @@ fn reason(result: &Json, status: u64) -> String {
 
 /// Carries out operations from NDJSON, one a line, and prints a result a line
 ///
-/// A line is {"op":"put","key":"a","value":"1","ttl":"30s"}, {"op":"get","key":"b"} or
-/// {"op":"delete","key":"c"}, with value_base64 for bytes and if_match or if_none_match for
-/// conditions. Results come as the lines are read. The code is 1 if any operation failed; a key
+/// A line is {"op":"put","key":"a","value":"1","ttl":"30s"}, {"op":"get","key":"b"},
+/// {"op":"delete","key":"c"}, or the like with incr or touch; key_base64 and value_base64 hold
+/// bytes, if_match and if_none_match conditions. Results come as the lines are read. The code is 1 if any operation failed; a key
 /// that is not there is no failure.
 #[derive(Args, Debug)]
 pub(crate) struct Batch {
@@ -403,7 +406,7 @@ fn is_failure(result: &[u8]) -> bool {
     status != 404 && !(200..400).contains(&status)
 }
 
-fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead>> {
+fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead + Send>> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(BufReader::new(io::stdin())));
     }

@@ -34,7 +34,7 @@ const WAL_FAILED: Error =
 /// Copies of each shard, as long as there is one node.
 const COPIES: u32 = 1;
 
-/// The way to the data, cheap to clone.
+/// The way to the data; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Coordinator(Arc<Inner>);
 
@@ -135,7 +135,12 @@ impl Coordinator {
             .replica
             .write(&write.key, write.operation, write.condition, id, Timestamp::now())
             .map_err(|refusal| data.refused(refusal))?;
-        let acks = data.settle(ordered.lsn, waits).await?;
+        let settled = data.settle(ordered.lsn, waits).await;
+        match settled {
+            Ok(_) => self.0.metrics.replica_success.inc(),
+            Err(_) => self.0.metrics.replica_fail.inc(),
+        }
+        let acks = settled?;
         Ok(Written { verdict: ordered.verdict, version: ordered.version, acks })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a record enters a shard's log, the WAL's buffer and the table in one critical section
 //! of that shard, so that all three hold the records in the same order. Nothing is awaited there;
-//! who needs the record to be durable awaits [`Replica::settle`] afterwards.
+//! who needs the record to be durable awaits [`wal::Writer::settle`] afterwards.
 
 mod persist;
 mod room;
@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::entry::{
-    Departure, Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version,
+    CONTENT_TYPE_BYTES_MAX, Departure, Effect, Key, Position, Record, RequestId, ShardId,
+    Timestamp, Verdict, Version,
 };
 use crate::metrics::{Metrics, Miss};
-use crate::shard::{Condition, Live, Log, Operation, Outcome, Placement, Recall};
+use crate::shard::{self, Condition, Live, Log, Operation, Outcome, Placement, Recall};
 use crate::store::{self, Budget, Lookup, Table, View};
 use crate::wal::{self, Lsn};
 
@@ -48,7 +49,7 @@ pub struct Ordered {
     pub verdict: Verdict,
     /// Its version.
     pub version: Version,
-    /// The WAL's end when it was ordered: await [`Replica::settle`] on it before answering.
+    /// The shard's last frame when it was ordered: settle it before answering.
     pub lsn: Lsn,
 }
 
@@ -144,28 +145,22 @@ impl Replica {
         id: RequestId,
         now: Timestamp,
     ) -> Result<Ordered, Refusal> {
-        let growth = match &operation {
-            Operation::Put { value, content_type, .. } => {
-                store::size_of_entry(key.as_bytes().len(), content_type.len(), value.len())
-            }
-            _ => 0,
-        };
-        if growth > 0 && self.budget().would_exceed_limit(growth) {
+        let size = entry_bytes(key, &operation);
+        if size > 0 && self.budget().would_exceed_limit(size) {
+            // What the key holds already is freed by the write; a counter stays the size it is.
+            let held = self.copies.of_key(key.as_bytes()).table.peek(key.as_bytes(), now).found();
+            let growth = match held {
+                Some(_) if matches!(operation, Operation::Incr { .. }) => 0,
+                Some(found) => size.saturating_sub(found.entry.size()),
+                None => size,
+            };
             self.make_room(growth, now)?;
         }
         let ordered = self.order(key, operation, condition, id, now)?;
-        if growth > 0 && self.budget().over_watermark() && self.evicts() {
-            self.evict(growth, now)?;
+        if size > 0 && self.budget().over_watermark() && self.evicts() {
+            self.evict(size, now)?;
         }
         Ok(ordered)
-    }
-
-    /// Waits until the WAL has what lies before `lsn`, as its mode promises.
-    ///
-    /// # Errors
-    /// [`wal::Error`] when the log cannot be written any more: the node is about to stop.
-    pub async fn settle(&self, lsn: Lsn) -> Result<(), wal::Error> {
-        self.wal.settle(lsn).await
     }
 
     /// Visits live entries of one shard under its lock, as [`Table::scan`] does.
@@ -265,6 +260,17 @@ impl Copy {
             Recall::Mismatch => Err(Refusal::Mismatch),
             Recall::Full => Err(Refusal::TooManyKeyed),
         }
+    }
+}
+
+/// Bytes that the entry occupies which the operation may leave behind; 0 if it leaves none anew.
+fn entry_bytes(key: &Key, operation: &Operation) -> u64 {
+    let size =
+        |content_type, value| store::size_of_entry(key.as_bytes().len(), content_type, value);
+    match operation {
+        Operation::Put { value, content_type, .. } => size(content_type.len(), value.len()),
+        Operation::Incr { .. } => size(CONTENT_TYPE_BYTES_MAX, shard::INTEGER_BYTES_MAX),
+        Operation::Delete | Operation::Touch { .. } | Operation::Note(_) => 0,
     }
 }
 

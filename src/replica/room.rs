@@ -79,7 +79,7 @@ impl Replica {
 
     /// Makes room below the hard limit for `bytes` more.
     pub(super) fn make_room(&self, bytes: u64, now: Timestamp) -> Result<(), Refusal> {
-        while self.budget().would_exceed_limit(bytes) {
+        while bytes > 0 && self.budget().would_exceed_limit(bytes) {
             if !self.evicts() || self.evict(bytes, now)? == 0 {
                 return Err(Refusal::Full);
             }

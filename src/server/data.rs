@@ -256,6 +256,12 @@ impl Data {
         Ok(())
     }
 
+    /// The highest epoch of any shard.
+    pub(super) fn epoch(&self) -> u64 {
+        let epochs = self.replica.status().into_iter().map(|shard| u64::from(shard.epoch));
+        epochs.max().unwrap_or(0)
+    }
+
     /// The last snapshot that this process completed.
     pub(super) fn last_snapshot(&self) -> Option<LastSnapshot> {
         *self.last_snapshot.lock()

@@ -13,7 +13,7 @@ mod upkeep;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,7 @@ async fn serve(
         notifier: notifier.clone(),
         loading: LoadProgress::default(),
         data: OnceLock::new(),
+        stopping: AtomicBool::new(false),
         reload_ok: AtomicBool::new(true),
         reloading: tokio::sync::Mutex::new(()),
     });
@@ -153,6 +154,7 @@ async fn serve(
     let outcome = run_until_end(&node, &data, &mut signals).await;
 
     notifier.stopping("stopping");
+    node.stopping.store(true, Ordering::Relaxed);
     let drain_timeout = node.config().config.drain_timeout;
     notifier.extend_timeout(drain_timeout + STOP_EXTENSION);
     let deadline = Instant::now() + drain_timeout;

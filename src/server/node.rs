@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub(super) loading: LoadProgress,
     /// Empty until the data is loaded.
     pub(super) data: OnceLock<Arc<Data>>,
+    /// The process was told to stop.
+    pub(super) stopping: AtomicBool,
     pub(super) reload_ok: AtomicBool,
     /// One reload at a time.
     pub(super) reloading: tokio::sync::Mutex<()>,
@@ -58,7 +60,7 @@ impl Node {
             max_connections: u64::from(self.connections_max.min(config.config.max_conns)),
             cluster_members: 1,
             config_reload_success: self.reload_ok.load(Ordering::Relaxed),
-            config_hash: config.hash(),
+            config_hash: config.shared_hash(),
             tls_cert_expiry: certificate,
             insecure_listeners: insecure(&config.config).count() as u64,
             cache_max_bytes: config.config.memory_bytes_max(),
@@ -132,6 +134,7 @@ impl ops::Node for Node {
         let loaded = self.config();
         let config = &loaded.config;
         let phase = match self.coordinator.phase() {
+            _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
             coordinator::Phase::Starting => {
                 ops::Phase::Starting { progress: self.loading.to_string() }
             }
@@ -143,7 +146,7 @@ impl ops::Node for Node {
             phase,
             cluster_id: data.map(|data| format!("{:032x}", data.cluster_id)),
             node_id: config.node_id.clone(),
-            epoch: 1,
+            epoch: data.map_or(0, |data| data.epoch()),
             client_addr: Some(self.client_addr),
             gossip_addr: None,
             zone: config.zone.clone(),

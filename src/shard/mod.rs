@@ -7,7 +7,7 @@ mod operation;
 mod placement;
 mod requests;
 
-pub use operation::{Condition, Live, Operation, Ttl};
+pub use operation::{Condition, INTEGER_BYTES_MAX, Live, Operation, Ttl};
 pub use placement::Placement;
 pub use requests::{KEYED_MAX, KEYED_WINDOW, Outcome, Recall, Requests};
 

@@ -9,6 +9,9 @@ use crate::entry::{Departure, Effect, Timestamp, Verdict, Version};
 /// Content type of a counter that `incr` created.
 const COUNTER_CONTENT_TYPE: &[u8] = b"text/plain; charset=utf-8";
 
+/// Longest text of a 64-bit integer, in bytes.
+pub const INTEGER_BYTES_MAX: usize = 20;
+
 /// How long the key shall live from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {

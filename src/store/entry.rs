@@ -174,7 +174,7 @@ impl Entry {
     }
 
     /// Bytes of memory that the entry occupies.
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         usable_size(layout_of(self.payload_len()).size()) as u64
     }
 

@@ -77,7 +77,13 @@ impl Pair {
             expires_at: self.expiry(ttl),
         };
         let (value, content_type) = (&held.value, &held.content_type);
-        self.table.put(key(n.into()).as_bytes(), value, content_type, held.version, held.expires_at);
+        self.table.put(
+            key(n.into()).as_bytes(),
+            value,
+            content_type,
+            held.version,
+            held.expires_at,
+        );
         self.model.insert(key(n.into()).as_bytes().to_vec(), held);
     }
 

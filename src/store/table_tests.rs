@@ -70,8 +70,13 @@ impl Table {
 fn an_entry_reads_back_whole_and_its_growth_is_told() {
     let mut table = table();
     let before = table.bytes();
-    let grew =
-        table.put(key(1).as_bytes(), &[7; 100], b"text/plain", Version(5), Some(Timestamp(NOON.0 + 1)));
+    let grew = table.put(
+        key(1).as_bytes(),
+        &[7; 100],
+        b"text/plain",
+        Version(5),
+        Some(Timestamp(NOON.0 + 1)),
+    );
     assert_eq!(table.bytes(), before.wrapping_add_signed(grew));
     let found = table.get(key(1).as_bytes(), NOON).found().expect("there");
     assert_eq!(found.entry.value(), vec![7; 100]);

@@ -7,6 +7,10 @@
 //!
 //! The way of a write: [`Writer::append`] under the shard's lock, then, without the lock,
 //! [`Writer::settle`]. The way back: [`recover`], then [`Writer::start`].
+//!
+//! # Caveats
+//! After a failed sync the kernel may show bytes that never reach the disk. A start in the same
+//! run of the machine reads those as sound; nobody was told that they are durable.
 
 use std::fmt;
 use std::io;

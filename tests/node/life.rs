@@ -128,7 +128,19 @@ async fn with_eviction_off_a_full_node_says_so_and_deletes_still_work() {
     for n in &stored {
         assert!(get(&node, &format!("k{n}")).await.is_some());
     }
+    assert_eq!(put(&node, "k1", vec![b'y'; 100_000]).await, 204, "no growth, no refusal");
     let http = http();
+    let mut status = 200;
+    for n in 0..5000 {
+        let incr = http.post(node.url(&format!("counter{n}?op=incr"))).send().await.unwrap();
+        status = incr.status().as_u16();
+        if status != 200 {
+            break;
+        }
+    }
+    assert_eq!(status, 507, "counters take memory too");
+    let incr = http.post(node.url("counter0?op=incr")).send().await.unwrap();
+    assert_eq!((incr.status().as_u16(), incr.text().await.unwrap().as_str()), (200, "2"));
     let deleted = http.delete(node.url("k0")).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
     assert_eq!(put(&node, "again", vec![b'x'; 90_000]).await, 201);
@@ -457,4 +469,38 @@ async fn the_views_of_the_operations_port_agree_with_the_node() {
     let config = ops(&node, "/config").await;
     assert!(config.to_string().contains("config.json"), "{config}");
     assert_eq!(ops(&node, "/ready").await["ready"], true);
+}
+
+/// What a service manager hears, until `until` is among it.
+fn heard(socket: &std::os::unix::net::UnixDatagram, until: &str) -> String {
+    let mut all = String::new();
+    let mut message = [0; 4096];
+    while !all.lines().any(|line| line == until) {
+        let n = socket.recv(&mut message).unwrap_or_else(|e| panic!("{e}; heard only:\n{all}"));
+        all.push_str(std::str::from_utf8(&message[..n]).unwrap());
+        all.push('\n');
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_service_manager_is_told_of_start_watchdog_reload_and_stop() {
+    let home = Home::new(json!({}));
+    let path = home.dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = home.command();
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut node = home.spawn_with(command);
+    heard(&socket, "READY=1");
+    heard(&socket, "WATCHDOG=1");
+    heard(&socket, "WATCHDOG=1");
+    node.signal(Signal::SIGHUP);
+    let told = heard(&socket, "RELOADING=1");
+    let told = told + &heard(&socket, "READY=1");
+    assert!(told.contains("MONOTONIC_USEC="), "{told}");
+    node.signal(Signal::SIGTERM);
+    let told = heard(&socket, "STOPPING=1");
+    assert!(!told.contains("READY=1"), "{told}");
+    assert!(node.wait(SOON).success());
 }

@@ -71,9 +71,14 @@ impl Home {
 
     /// Starts the node without waiting for it.
     pub(crate) fn spawn(&self) -> Node {
+        self.spawn_with(self.command())
+    }
+
+    /// As [`Home::spawn`], by a command made from [`Home::command`].
+    pub(crate) fn spawn_with(&self, mut command: Command) -> Node {
         let stderr = self.dir.path().join("stderr");
         let log = fs::File::options().create(true).append(true).open(&stderr).unwrap();
-        let child = self.command().stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Node { child, client: self.client, ops: self.ops, stderr }
     }
 

@@ -121,6 +121,15 @@ fn a_flipped_byte_is_corruption_wherever_the_log_was_known_durable() {
 }
 
 #[test]
+fn a_single_later_batch_proves_that_a_bad_frame_was_durable() {
+    let (bytes, ends) = log_of(&[2, 1]);
+    let disk = disk_with(&[(segment_path(1), bytes)]);
+    disk.flip(&segment_path(1), ends[0] + 50, 1);
+    let (recovery, lsns) = recovered(&disk, NOTHING);
+    assert_eq!((lsns, recovery.corruptions.len()), (vec![1, 3], 1));
+}
+
+#[test]
 fn a_flipped_byte_in_an_earlier_segment_is_corruption() {
     let disk = Faulty::new(1);
     let (writer, mut committer) = start(&disk, config(Mode::Async, 1 << 13), &Recovery::default());

@@ -160,6 +160,8 @@ fn segments_end_at_their_size_and_go_when_they_are_not_needed() {
     assert_eq!(writer.truncate_below(Lsn(30)).unwrap(), 2);
     assert_eq!(writer.truncate_below(Lsn(31)).unwrap(), 1);
     assert_eq!(writer.truncate_below(Lsn(1_000)).unwrap(), 2);
+    // The one being written stays, whatever is asked.
+    assert_eq!(writer.truncate_below(Lsn(1_000)).unwrap(), 0);
     append(&writer, 2);
     committer.finish().unwrap();
     assert_eq!(disk.list("/wal".as_ref()).unwrap(), ["00000000000000000051.wal"]);

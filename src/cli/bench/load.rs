@@ -1,7 +1,7 @@
 //! What each connection of the bench does, and when.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -99,7 +99,7 @@ impl Plan {
 pub(super) struct Phase {
     /// When the phase began.
     start: Instant,
-    /// What begins before is not recorded.
+    /// What is answered before is not recorded.
     measured_from: Instant,
     /// `None`: every key is put once, and that is all.
     end: Option<Instant>,
@@ -107,6 +107,8 @@ pub(super) struct Phase {
     interval_nanos: Option<f64>,
     /// Operations taken so far, where there is a rate.
     taken: AtomicU64,
+    /// A key could not be loaded, so that there is no point in going on.
+    given_up: AtomicBool,
 }
 
 impl Phase {
@@ -119,6 +121,7 @@ impl Phase {
             end: None,
             interval_nanos: None,
             taken: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -135,6 +138,7 @@ impl Phase {
             end: Some(start + warmup + duration),
             interval_nanos: rate.map(|rate| 1e9 / rate as f64),
             taken: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -146,6 +150,10 @@ impl Phase {
     /// Operations that connections have taken up.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    fn given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// Starts the thread that says when operations are due, where there is a rate; it returns how
@@ -210,7 +218,7 @@ impl Client {
         let mut next_key = u64::from(self.index);
         loop {
             let (kind, key, began) = match (self.phase.end, self.phase.interval_nanos) {
-                (None, _) if next_key >= self.plan.keys => break,
+                (None, _) if next_key >= self.plan.keys || self.phase.given_up() => break,
                 (None, _) => {
                     let key = next_key;
                     next_key += u64::from(self.clients);
@@ -274,9 +282,13 @@ impl Client {
     ) {
         let counts = &self.counts[self.index as usize];
         let counter = if result.is_ok() { &counts.done } else { &counts.errors };
+        if result.is_err() && self.phase.end.is_none() {
+            self.phase.given_up.store(true, Ordering::Relaxed);
+        }
         counter.fetch_add(1, Ordering::Relaxed);
-        if began >= self.phase.measured_from {
-            samples.record(kind, began.elapsed(), result);
+        let now = Instant::now();
+        if now >= self.phase.measured_from {
+            samples.record(kind, now - began, result);
         }
     }
 }

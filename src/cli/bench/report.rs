@@ -53,7 +53,7 @@ impl Samples {
         match result {
             Ok(status) => {
                 let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-                series.latency.saturating_record(micros);
+                series.latency.record(micros).expect("the histogram grows with its values");
                 series.misses += u64::from(status == StatusCode::NOT_FOUND);
             }
             Err(error) => {
@@ -230,6 +230,23 @@ fn millis(micros: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_latencies_are_kept_as_they_are() {
+        let mut samples = Samples::default();
+        for millis in [1, 5_000, 60_000] {
+            samples.record(Kind::Get, Duration::from_millis(millis), Ok(StatusCode::OK));
+        }
+        let mut tally = Tally { elapsed: Duration::from_secs(1), ..Tally::default() };
+        tally.add(&samples);
+        let latency = &tally.into_report(1, None).json()["operations"]["get"]["latency_us"];
+        let near = |key: &str, expected: u64| {
+            let found = latency[key].as_u64().expect("a number");
+            assert!(found.abs_diff(expected) * 1000 <= expected, "{key} is {found}");
+        };
+        near("p50", 5_000_000);
+        near("max", 60_000_000);
+    }
 
     #[test]
     fn latencies_misses_and_errors_are_told_apart() {

@@ -1,0 +1,37 @@
+# The whole of what a contributor types. `make help` lists it.
+#
+#   make run CLIENT_PORT=7710   another port (node traffic +1, operations +2)
+#   make run DATA_DIR=/tmp/x    another data directory
+#   make bench QUICK=1          a smoke run of the comparison
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CLIENT_PORT ?= 7700
+DATA_DIR ?= data
+QUICK ?=
+export CLIENT_PORT DATA_DIR
+
+.PHONY: help run test check bench fmt clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: ## build (release, some minutes the first time) and serve one node on 127.0.0.1:7700
+	@scripts/run.sh
+
+test: ## everything that holds AegisKV to its word, fast parts first; totals at the end
+	@scripts/test.sh all
+
+check: ## format, clippy, documentation, licences and sources of dependencies
+	@scripts/test.sh check
+
+bench: ## side by side with its peers; writes docs/benchmarks.md
+	@scripts/setup.sh build
+	@python3 benches/compare.py $(if $(QUICK),--quick)
+
+fmt: ## format the code
+	cargo fmt --all
+
+clean: ## remove what was built; keeps ./data
+	cargo clean

@@ -1,0 +1,340 @@
+#!/usr/bin/env python3
+"""AegisKV side by side with its peers, in one run on one machine.
+
+HTTP servers are measured in interleaved rounds whose order rotates, so that whatever else
+the machine does falls on all alike; what is reported are medians and the medians of each
+round's ratios. Writes docs/benchmarks.md (between its marks) and benches/out/last.json.
+
+    compare.py [--quick] [--only http,sync,memory,restart] [--no-build] [--out FILE]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import peers
+import report
+from peers import AegisKV, BareAxum, BareHyper, Etcd, Nginx, Redis, Server, Webdis
+from node import ROOT, build_dir, exit_on_terminate
+
+CLIENTS = 64
+KEYS = 100_000
+OUT = ROOT / "benches" / "out"
+PACKAGES = {
+    "wrk": "wrk", "redis-server": "redis-server", "redis-cli": "redis-tools",
+    "redis-benchmark": "redis-tools", "webdis": "webdis", "nginx": "nginx", "etcd": "etcd-server",
+}
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def medians(rows):
+    """The median of each figure over the rounds."""
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+# --- tools ------------------------------------------------------------------------------
+
+
+def install_missing():
+    """Brings peers and load generators; returns the commands that are still missing."""
+    missing = {command: package for command, package in PACKAGES.items()
+               if not shutil.which(command)}
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        say(f"installing {' '.join(sorted(set(missing.values())))}")
+        apt_install(sorted(set(missing.values())))
+        missing = {c: p for c, p in missing.items() if not shutil.which(c)}
+    if missing:
+        say(f"missing, their rows are left out: {' '.join(sorted(set(missing.values())))}")
+    return set(missing)
+
+
+def apt_install(packages):
+    """Installs without letting the packages start services of their own."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *packages]):
+            subprocess.run(["apt-get", *command], env=environment, check=False,
+                           stdout=subprocess.DEVNULL)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def build():
+    """Builds both binaries as they are released; returns their paths, AegisKV's first."""
+    command = ["cargo", "build", "--release", "--locked", "--bin", "aegiskv", "--bench", "bare"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    done = subprocess.run([*command, "--message-format=json", "--quiet"], cwd=ROOT, check=True,
+                          capture_output=True, text=True)
+    built = {}
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable"):
+            built[message["target"]["name"]] = Path(message["executable"])
+    return built["aegiskv"], built["bare"]
+
+
+# --- HTTP -------------------------------------------------------------------------------
+
+
+def wrk(server, kind, seconds):
+    """One round of load on a server: operations a second, latency, CPU per operation."""
+    method, path, *rest = server.get if kind == "GET" else server.put
+    threads = min(2, peers.CORES)
+    before = peers.cpu_seconds(server.pids)
+    done = subprocess.run(
+        ["wrk", f"-t{threads}", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "-s",
+         ROOT / "benches" / "load.lua", server.url, "--", method, str(KEYS), path, *rest],
+        capture_output=True, text=True, check=True,
+    )
+    cpu = peers.cpu_seconds(server.pids) - before
+    result = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    result = json.loads(result.removeprefix("RESULT "))
+    if result["refused"] or result["broken"]:
+        raise SystemExit(f"{server.name}, {kind}: failed requests in the load: {result}")
+    return {
+        "ops": result["requests"] / (result["micros"] / 1e6),
+        "p50_ms": result["p50_us"] / 1000,
+        "p99_ms": result["p99_us"] / 1000,
+        "cpu_us": cpu * 1e6 / result["requests"],
+    }
+
+
+def http_run(servers, rounds, seconds):
+    """GET and PUT rounds over all servers; {kind: {server: [round, …]}}."""
+    figures = {}
+    for server in servers:
+        server.start()
+        server.fill(KEYS)
+        server.check("GET")
+        server.check("PUT")
+    try:
+        for kind in ("GET", "PUT"):
+            rows = figures[kind] = {server.name: [] for server in servers}
+            for server in servers:
+                wrk(server, kind, 1)
+            for turn in range(rounds):
+                shift = turn % len(servers)
+                for server in servers[shift:] + servers[:shift]:
+                    row = wrk(server, kind, seconds)
+                    rows[server.name].append(row)
+                    say(f"{kind} round {turn + 1}: {server.name:15} {row['ops']:9.0f}/s"
+                        f"  p99 {row['p99_ms']:6.2f} ms  {row['cpu_us']:6.1f} us CPU")
+    finally:
+        for server in servers:
+            server.stop()
+    return figures
+
+
+# --- sync writes ------------------------------------------------------------------------
+
+
+def redis_benchmark(redis, seconds):
+    """SET at 64 clients for about `seconds`, like one round of wrk."""
+
+    def run(count):
+        before, began = peers.cpu_seconds(redis.pids), time.monotonic()
+        done = subprocess.run(
+            ["redis-benchmark", "-h", "127.0.0.1", "-p", str(redis.port), "-c", str(CLIENTS),
+             "-n", str(count), "-t", "set", "-d", "100", "-r", str(KEYS), "--csv"],
+            capture_output=True, text=True, check=True,
+        )
+        took = time.monotonic() - began
+        cpu = peers.cpu_seconds(redis.pids) - before
+        fields = [field.strip('"') for field in done.stdout.splitlines()[-1].split(",")]
+        return {"ops": float(fields[1]), "p50_ms": float(fields[4]), "p99_ms": float(fields[6]),
+                "cpu_us": cpu * 1e6 / count}, took
+
+    _, took = run(2000)
+    return run(max(2000, int(2000 / took * seconds)))[0]
+
+
+def sync_run(folder, binary, rounds, seconds):
+    aegis = AegisKV(folder / "sync", binary, wal_mode="sync")
+    redis = Redis(folder / "sync", "--appendonly", "yes", "--appendfsync", "always",
+                  "--auto-aof-rewrite-percentage", "0")
+    rows = {"AegisKV": [], "Redis": []}
+    aegis.start()
+    redis.start()
+    try:
+        aegis.check("PUT")
+        for turn in range(rounds):
+            order = [("AegisKV", lambda: wrk(aegis, "PUT", seconds)),
+                     ("Redis", lambda: redis_benchmark(redis, seconds))]
+            for name, measure in order if turn % 2 == 0 else order[::-1]:
+                row = measure()
+                rows[name].append(row)
+                say(f"sync round {turn + 1}: {name:8} {row['ops']:9.0f}/s  p99 {row['p99_ms']:.2f} ms")
+    finally:
+        aegis.stop()
+        redis.stop()
+    return rows
+
+
+# --- memory and restart -----------------------------------------------------------------
+
+
+def settled_resident_bytes(pid):
+    """Resident memory once it has stood still for two seconds, half a minute at most."""
+    last = peers.resident_bytes(pid)
+    for _ in range(15):
+        time.sleep(2)
+        now = peers.resident_bytes(pid)
+        if abs(now - last) < 1 << 20:
+            return now
+        last = now
+    return last
+
+
+def memory_row(count, before, after, own_before, own_after):
+    payload = 16 + len(peers.VALUE)
+    return {
+        "resident_over_payload": (after - before) / count - payload,
+        "accounted_over_payload": (own_after - own_before) / count - payload,
+    }
+
+
+def aegis_items(server):
+    return int(server.node.metric("aegis_cache_items"))
+
+
+def load_aegis(server, count):
+    server.start()
+    pid = server.node.process.pid
+    before, own = peers.resident_bytes(pid), server.node.metric("aegis_cache_size_bytes")
+    server.fill(count)
+    if aegis_items(server) != count:
+        raise SystemExit(f"AegisKV holds {aegis_items(server)} of {count} items")
+    after = settled_resident_bytes(pid)
+    return memory_row(count, before, after, own, server.node.metric("aegis_cache_size_bytes"))
+
+
+def load_redis(server, count):
+    server.start()
+    pid = server.processes[0].pid
+    before, own = peers.resident_bytes(pid), int(server.info("used_memory"))
+    server.fill(count)
+    if server.cli("dbsize").strip() != str(count):
+        raise SystemExit(f"redis holds {server.cli('dbsize')} of {count} items")
+    after = settled_resident_bytes(pid)
+    return memory_row(count, before, after, own, int(server.info("used_memory")))
+
+
+def redis_restart(server, count):
+    """Seconds from the start of the process until PING is answered, all items there."""
+    began = time.monotonic()
+    server.start()
+    while not server.loaded():
+        time.sleep(0.002)
+    seconds = time.monotonic() - began
+    if server.cli("dbsize").strip() != str(count):
+        raise SystemExit(f"redis came back with {server.cli('dbsize')} of {count} items")
+    server.stop()
+    return seconds
+
+
+def aegis_restart(server, count):
+    seconds = server.start()
+    if aegis_items(server) != count:
+        raise SystemExit(f"AegisKV came back with {aegis_items(server)} of {count} items")
+    return seconds
+
+
+def memory_and_restart_run(folder, binary, count, repeats):
+    redis = Redis(folder / "big", "--dbfilename", "dump.rdb")
+    aegis = AegisKV(folder / "big", binary)
+    try:
+        memory = {"AegisKV": load_aegis(aegis, count), "Redis": load_redis(redis, count)}
+        for name, row in memory.items():
+            say(f"memory: {name:8} {row['resident_over_payload']:.1f} bytes over payload resident, "
+                f"{row['accounted_over_payload']:.1f} by its own account")
+        redis.cli("save")
+        redis.stop()
+        # As a crash leaves it: each repeat starts from this copy, in the page cache like the RDB.
+        aegis.node.kill()
+        crashed = aegis.folder / "crashed"
+        shutil.copytree(aegis.node.data_dir, crashed)
+        starts = {"AegisKV after kill -9": [], "AegisKV after a clean stop": [], "Redis, RDB": []}
+        for _ in range(repeats):
+            shutil.rmtree(aegis.node.data_dir)
+            shutil.copytree(crashed, aegis.node.data_dir)
+            starts["AegisKV after kill -9"].append(aegis_restart(aegis, count))
+            aegis.stop()
+            starts["Redis, RDB"].append(redis_restart(redis, count))
+            starts["AegisKV after a clean stop"].append(aegis_restart(aegis, count))
+            aegis.stop()
+            say("restart: " + ", ".join(f"{n} {rows[-1]:.2f} s" for n, rows in starts.items()))
+        return memory, starts
+    finally:
+        aegis.node.kill()
+        redis.stop()
+
+
+# --- the run ----------------------------------------------------------------------------
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run; writes no document")
+    parser.add_argument("--only", default="http,sync,memory", help="parts to run")
+    parser.add_argument("--servers", help="HTTP servers to run, by name")
+    parser.add_argument("--no-build", nargs=2, metavar=("AEGISKV", "BARE"), type=Path,
+                        help="binaries to use as they are")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    return parser.parse_args()
+
+
+def main():
+    exit_on_terminate()
+    options = arguments()
+    parts = options.only.split(",")
+    binary, bare = options.no_build or build()
+    missing = install_missing()
+    folder = OUT / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rounds, seconds, items, repeats = (2, 1, 50_000, 1) if options.quick else (5, 3, 2_000_000, 3)
+
+    results = {"machine": report.machine(folder), "items": items, "rounds": rounds,
+               "seconds": seconds, "clients": CLIENTS, "versions": []}
+    servers: list[Server] = [
+        AegisKV(folder, binary), BareHyper(folder, bare), BareAxum(folder, bare),
+        Webdis(folder), Nginx(folder), Etcd(folder),
+    ]
+    servers = [server for server in servers if missing.isdisjoint(server.needs)
+               and (not options.servers or server.name in options.servers.split(","))]
+    results["versions"] = [v for v in (s.version() for s in [*servers, Redis(folder)]) if v]
+    if "http" in parts:
+        results["http"] = http_run(servers, rounds, seconds)
+    if missing.isdisjoint(Redis.needs):
+        if "sync" in parts:
+            results["sync"] = sync_run(folder, binary, rounds, seconds)
+        if "memory" in parts:
+            results["memory"], results["restart"] = memory_and_restart_run(
+                folder, binary, items, repeats)
+    shutil.rmtree(folder)
+
+    (OUT / "last.json").write_text(json.dumps(results, indent=1))
+    text = report.figures(results)
+    say("\n" + text)
+    if not options.quick:
+        report.write(options.out, text)
+        say(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The document of a benchmark run: the machine, the tables, and the aims reached or not."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+BEGIN = "<!-- figures: begin (written by `make bench`) -->"
+END = "<!-- figures: end -->"
+
+
+def machine(folder):
+    """What the run ran on, the disk's fsync measured where the logs will lie."""
+    facts = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            facts["CPU"] = f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores seen"
+            break
+    total = Path("/proc/meminfo").read_text().splitlines()[0].split()[1]
+    facts["Memory"] = f"{int(total) / (1 << 20):.0f} GiB"
+    facts["Kernel"] = f"{platform.system()} {platform.release()}"
+    facts["Disk"] = f"{filesystem(folder)}; append of 128 bytes and fdatasync: {fsync_ms(folder)}"
+    facts["Load before"] = Path("/proc/loadavg").read_text().split()[0]
+    facts["Run"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
+                            text=True, cwd=Path(__file__).parent)
+    facts["Commit"] = commit.stdout.strip() or "unknown"
+    return facts
+
+
+def filesystem(folder):
+    done = subprocess.run(["df", "--output=fstype,source", folder], capture_output=True, text=True)
+    kind, source = done.stdout.splitlines()[-1].split()
+    return f"{kind} on {source}"
+
+
+def fsync_ms(folder):
+    path, took = Path(folder) / "fsync", []
+    with open(path, "ab", buffering=0) as file:
+        for _ in range(300):
+            file.write(b"x" * 128)
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append((time.perf_counter() - began) * 1000)
+    path.unlink()
+    took.sort()
+    return f"median {statistics.median(took):.2f} ms, p99 {took[int(len(took) * 0.99)]:.2f} ms"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def median(rows, name):
+    return statistics.median(row[name] for row in rows)
+
+
+def spread(rows, name):
+    values = [row[name] for row in rows]
+    return f"{min(values):,.0f} to {max(values):,.0f}"
+
+
+def ratio(ours, theirs, name="ops"):
+    """The median of the rounds' own ratios: noise that both rounds share falls out."""
+    return statistics.median(a[name] / b[name] for a, b in zip(ours, theirs, strict=True))
+
+
+def http_tables(http):
+    texts = []
+    for kind, servers in http.items():
+        ours = servers.get("AegisKV")
+        rows = [
+            [name, f"{median(rows, 'ops'):,.0f}", spread(rows, "ops"),
+             f"{ratio(ours, rows):.2f}" if ours else "", f"{median(rows, 'p50_ms'):.2f}",
+             f"{median(rows, 'p99_ms'):.2f}", f"{median(rows, 'cpu_us'):.1f}"]
+            for name, rows in servers.items()
+        ]
+        texts.append(f"### {kind} over HTTP\n\n" + table(
+            ["server", f"{kind} a second", "rounds", "AegisKV is times this", "p50 ms", "p99 ms",
+             "server CPU, us an operation"], rows))
+    return texts
+
+
+def sync_table(sync):
+    rows = [
+        [name, f"{median(rows, 'ops'):,.0f}", spread(rows, "ops"), f"{median(rows, 'p50_ms'):.2f}",
+         f"{median(rows, 'p99_ms'):.2f}", f"{median(rows, 'cpu_us'):.1f}"]
+        for name, rows in (("AegisKV `wal_mode: sync`, HTTP", sync["AegisKV"]),
+                           ("Redis `appendfsync always`, its own protocol", sync["Redis"]))
+    ]
+    return "### Writes fsynced before the answer\n\n" + table(
+        ["server", "writes a second", "rounds", "p50 ms", "p99 ms", "server CPU, us an operation"],
+        rows)
+
+
+def memory_table(memory, items):
+    rows = [[name, f"{row['resident_over_payload']:.1f}", f"{row['accounted_over_payload']:.1f}"]
+            for name, row in memory.items()]
+    return (f"### Bytes an item over its payload\n\n{items:,} items, 16-byte keys, 100-byte "
+            "values, with TTL.\n\n") + table(
+        ["server", "resident memory", "by its own account"], rows)
+
+
+def restart_table(restart):
+    redis = statistics.median(restart["Redis, RDB"])
+    rows = [[name, f"{statistics.median(took):.2f}", f"{min(took):.2f} to {max(took):.2f}",
+             f"{redis / statistics.median(took):.2f}"] for name, took in restart.items()]
+    return "### Seconds from start to serving, with those items\n\n" + table(
+        ["start", "median s", "repeats", "times as fast as Redis"], rows)
+
+
+def aims(results):
+    """(aim, measured, reached) for every aim the run has figures for."""
+    found = []
+
+    def aim(text, value, reached):
+        found.append([text, f"{value:.2f}", "reached" if reached else "**not reached**"])
+
+    for kind, bare in (("GET", 0.9), ("PUT", 0.8)):
+        servers = results.get("http", {}).get(kind, {})
+        ours = servers.get("AegisKV")
+        for peer, least in (("bare hyper", bare), ("webdis + Redis", 2), ("etcd gateway", 10)):
+            if ours and peer in servers:
+                value = ratio(ours, servers[peer])
+                aim(f"{kind} over HTTP at least {least} of {peer}", value, value >= least)
+    if "sync" in results:
+        value = ratio(results["sync"]["AegisKV"], results["sync"]["Redis"])
+        aim("fsynced PUT at least 1.0 of Redis", value, value >= 1)
+    if "memory" in results:
+        memory = results["memory"]
+        value = (memory["AegisKV"]["resident_over_payload"]
+                 / memory["Redis"]["resident_over_payload"])
+        aim("bytes over payload at most 0.7 of Redis's", value, value <= 0.7)
+    if "restart" in results:
+        took = {name: statistics.median(rows) for name, rows in results["restart"].items()}
+        value = took["Redis, RDB"] / took["AegisKV after a clean stop"]
+        aim("restart at least 1.5 times as fast as Redis from its RDB", value, value >= 1.5)
+    return found
+
+
+def figures(results):
+    facts = [[name, value] for name, value in results["machine"].items()]
+    facts.append(["Versions", "; ".join(results["versions"])])
+    facts.append(["Load", f"{results['clients']} connections, {results['rounds']} rounds of "
+                  f"{results['seconds']} s, order rotated"])
+    texts = [table(["machine", ""], facts),
+             "### Aims\n\n" + table(["aim", "measured", ""], aims(results))]
+    if "http" in results:
+        texts += http_tables(results["http"])
+    if "sync" in results:
+        texts.append(sync_table(results["sync"]))
+    if "memory" in results:
+        texts.append(memory_table(results["memory"], results["items"]))
+    if "restart" in results:
+        texts.append(restart_table(results["restart"]))
+    return "\n\n".join(texts)
+
+
+def write(path, text):
+    """Puts the figures between the marks of the document, and nowhere else."""
+    document = path.read_text()
+    head, rest = document.split(BEGIN)
+    tail = rest.split(END)[1]
+    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
