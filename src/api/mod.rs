@@ -23,4 +23,4 @@ mod watch;
 mod wire;
 
 pub use serve::Server;
-pub use settings::{BATCH_OPS_MAX, Rate, Settings, Token};
+pub use settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Rate, Settings, Token};

@@ -9,6 +9,10 @@ use subtle::ConstantTimeEq;
 /// Operations that one JSON batch may hold. A stream of lines may hold any number.
 pub const BATCH_OPS_MAX: usize = 10_000;
 
+/// Operations that one JSON batch may hold under an `Idempotency-Key`: each is remembered for some
+/// minutes, and one request must not take up what a shard can remember.
+pub const KEYED_BATCH_OPS_MAX: usize = 1_000;
+
 /// Settings in force. All of them may change between two requests of one connection.
 #[derive(Clone, Debug)]
 pub struct Settings {

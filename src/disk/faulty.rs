@@ -1,8 +1,7 @@
 //! A disk in memory that fails the way disks do, on demand and repeatably.
 //!
 //! Invariant: the same seed and the same calls end in the same bytes. Only what was synced is
-//! certain to be there after [`Faulty::crash`]; of the rest any part may be, in any order, and
-//! within a directory the names change in the order in which they were changed.
+//! certain to be there after [`Faulty::crash`]; of the rest any part may be, in any order.
 
 use std::collections::BTreeSet;
 use std::io;

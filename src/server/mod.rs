@@ -255,6 +255,20 @@ impl Signals {
     }
 }
 
+/// Says which settings are without effect as long as a node serves alone.
+fn warn_of_lone_node(config: &Config) {
+    if !config.addrs.is_empty() {
+        tracing::warn!(
+            "addrs names other nodes, but this version serves one node alone: nothing is replicated"
+        );
+    }
+    if config.cross_dc_replication {
+        tracing::warn!(
+            "cross_dc_replication is on, but this version ships nothing to other regions"
+        );
+    }
+}
+
 fn start_logging(config: &Config) -> anyhow::Result<Logging> {
     let logging = logging::Config {
         level: config.log_level.clone(),

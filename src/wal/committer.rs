@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::writer::Shared;
+use super::shared::Shared;
 use super::{Error, Lsn};
 
 /// Frames that nobody waits for are written and synced this often, so that none is older than a

@@ -26,6 +26,7 @@ mod reader;
 mod recovery;
 mod segment;
 mod settle;
+mod shared;
 mod writer;
 
 pub use committer::{Committer, FSYNC_INTERVAL};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use super::writer::Shared;
+use super::shared::Shared;
 use super::{Error, Lsn};
 
 /// One who waits.

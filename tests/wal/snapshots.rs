@@ -120,7 +120,7 @@ fn a_snapshot_cut_at_any_byte_is_reported_and_yields_nothing_false() {
         let disk = disk_with(&[(finished.path.clone(), bytes[..cut].to_vec())]);
         let (loaded, found) = read(&disk);
         assert!(loaded.lost && found.is_empty(), "cut at {cut}");
-        assert_eq!(loaded.damaged(), [finished.path.clone()], "cut at {cut}");
+        assert_eq!(loaded.damaged(), std::slice::from_ref(&finished.path), "cut at {cut}");
         assert_eq!(loaded.durable, Lsn(200), "cut at {cut}");
     }
 }
@@ -137,7 +137,7 @@ fn a_flipped_byte_is_reported_and_yields_nothing_false() {
             let (loaded, found) = read(&disk);
             disk.flip(&finished.path, at, mask);
             assert!(loaded.lost, "byte {at} by {mask:#x}");
-            assert_eq!(loaded.damaged(), [finished.path.clone()], "byte {at}");
+            assert_eq!(loaded.damaged(), std::slice::from_ref(&finished.path), "byte {at}");
             assert!(found.iter().all(|item| contents.contains(item)), "byte {at} by {mask:#x}");
         }
     }
@@ -158,7 +158,7 @@ fn an_older_snapshot_stands_in_for_a_damaged_one() {
         assert_eq!(found, contents, "byte {at}");
         assert_eq!(loaded.path, Some(old.path.clone()), "byte {at}");
         assert!(!loaded.lost, "byte {at}");
-        assert_eq!(loaded.damaged(), [new.path.clone()], "byte {at}");
+        assert_eq!(loaded.damaged(), std::slice::from_ref(&new.path), "byte {at}");
         // The log must reach as far as the newer one said.
         assert_eq!(loaded.durable, Lsn(300), "byte {at}");
     }
@@ -176,7 +176,7 @@ fn a_crash_while_one_is_written_leaves_the_old_or_the_new() {
         let disk = Faulty::new(seed);
         let (_, old) = write(&disk, Lsn(200), "old", &[]);
         disk.sync_dir(Path::new("/")).unwrap();
-        disk.cut_power_after(seed % 60);
+        disk.cut_power_after(seed % 20);
         let finished = try_write(&disk, Lsn(300), "new", &[]);
         disk.crash();
         let (loaded, found) = read(&disk);

@@ -158,9 +158,13 @@ impl State {
     pub(super) fn crash_names(&mut self) {
         let mut names = std::mem::take(&mut self.names_durable);
         let pending = std::mem::take(&mut self.names_pending);
-        let kept = self.below(pending.len() + 1);
-        for change in pending.into_iter().take(kept) {
-            change.apply(&mut names);
+        let in_order = self.below(2) == 0;
+        let first = self.below(pending.len() + 1);
+        for (i, change) in pending.into_iter().enumerate() {
+            let kept = if in_order { i < first } else { self.below(2) == 0 };
+            if kept {
+                change.apply(&mut names);
+            }
         }
         self.names = names.clone();
         self.names_durable = names;
