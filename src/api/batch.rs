@@ -14,14 +14,14 @@ use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 
 use self::run::{Framing, Run};
-use self::step::Batch;
+use self::step::{Batch, DocumentError};
 use super::answer::{self, Body, Response};
 use super::client::Client;
 use super::intake::{self, Bound};
 use super::kv;
 use super::params::{Fields, Query};
 use super::problem::{Kind, Problem};
-use super::settings::Limits;
+use super::settings::{KEYED_BATCH_OPS_MAX, Limits};
 use crate::coordinator::{Consistency, IdempotencyKey};
 use crate::metrics::Op;
 
@@ -66,6 +66,9 @@ pub(super) async fn answer(
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
             let shared = Shared { limits, consistency, idempotency };
             let steps = Batch::parse(&body)?.into_steps(shared)?;
+            if shared.idempotency.is_some() && steps.len() > KEYED_BATCH_OPS_MAX {
+                return Err(DocumentError::TooManyKeyed { ops: steps.len() }.into());
+            }
             client.spend(limits.rate, steps.len())?;
             Run::of_document(client, shared, steps)
         }
@@ -100,10 +103,10 @@ fn framing(content_type: Option<&HeaderValue>) -> Result<Framing, Problem> {
     }
 }
 
-impl From<step::DocumentError> for Problem {
-    fn from(error: step::DocumentError) -> Self {
+impl From<DocumentError> for Problem {
+    fn from(error: DocumentError) -> Self {
         let kind = match error {
-            step::DocumentError::TooMany { .. } => Kind::TooLarge,
+            DocumentError::TooMany { .. } | DocumentError::TooManyKeyed { .. } => Kind::TooLarge,
             _ => Kind::Malformed,
         };
         Self::new(kind, error.to_string())

@@ -114,6 +114,8 @@ pub(super) async fn delete(
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
     let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
+    // Counting changes nothing, so there is nothing to remember.
+    let id = id.filter(|_| !dry_run);
     let coordinator = &client.node.coordinator;
     let serving = coordinator.phase() == Phase::Serving;
     let counted = coordinator.delete_prefix(&prefix, dry_run, id, consistency).await;

@@ -22,8 +22,9 @@ use utoipa::openapi::{
 
 use self::schemas::{any, integer, string};
 use super::answer::{ACKS, TTL};
+use super::params::IDEMPOTENCY_KEY_BYTES_MAX;
 use super::problem::{self, Kind};
-use super::settings::{BATCH_OPS_MAX, Limits};
+use super::settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Limits};
 use super::{batch, listing};
 
 pub(super) const PATH: &str = "/openapi.json";
@@ -221,9 +222,9 @@ impl Operations {
         let lines = |about: &str| Content::new(Some(string().description(Some(about))));
         let body = RequestBodyBuilder::new()
             .description(Some(format!(
-                "One document of at most {BATCH_OPS_MAX} operations and {} bytes; or any number of \
-                 operations as lines, each like an element of ops. Operations start in order; \
-                 nothing is atomic across keys.",
+                "One document of at most {BATCH_OPS_MAX} operations ({KEYED_BATCH_OPS_MAX} under an \
+                 Idempotency-Key) and {} bytes; or any number of operations as lines, each like \
+                 an element of ops. Operations start in order; nothing is atomic across keys.",
                 self.limits.batch_bytes()
             )))
             .required(Some(Required::True))
@@ -356,7 +357,10 @@ fn if_none_match() -> Parameter {
 fn idempotency_key() -> Parameter {
     let about = "Makes a retry safe for some minutes: it gets the first answer again. Another \
                  request under the same key is refused with 400";
-    header("Idempotency-Key", "^[!-~]{1,255}$", about)
+    let schema = string().min_length(Some(1)).max_length(Some(IDEMPOTENCY_KEY_BYTES_MAX));
+    ParameterBuilder::from(query("Idempotency-Key", schema, about))
+        .parameter_in(ParameterIn::Header)
+        .build()
 }
 
 fn etag_header(about: &str) -> Header {

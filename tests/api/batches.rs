@@ -112,6 +112,10 @@ async fn batches_too_large_are_refused_naming_the_limit() {
     let many = json!({"ops": vec![json!({"op": "get", "key": "a"}); 10_001]}).to_string();
     let reply = node.ask("POST /v1/batch", &[JSON], many).await;
     assert!(reply.problem(413).contains("10000"));
+    let many = json!({"ops": vec![json!({"op": "get", "key": "a"}); 1_001]}).to_string();
+    let reply = node.ask("POST /v1/batch", &[JSON, "Idempotency-Key: k"], &many).await;
+    assert!(reply.problem(413).contains("1000"));
+    assert_eq!(node.ask("POST /v1/batch", &[JSON], &many).await.status, 200);
     let long = json!({"ops": [{"op": "put", "key": "a", "value": "x".repeat(11)}]}).to_string();
     assert!(
         node.ask("POST /v1/batch", &[JSON], long).await.problem(413).contains("max_value_bytes")

@@ -11,7 +11,7 @@ use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Unexpected, Visitor};
 
 use super::super::params;
 use super::super::problem::{Kind, Problem};
-use super::super::settings::BATCH_OPS_MAX;
+use super::super::settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX};
 use super::Shared;
 use crate::coordinator::Write;
 use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key};
@@ -31,6 +31,11 @@ pub(super) enum DocumentError {
         "the batch has {ops} operations; the limit is {BATCH_OPS_MAX}; send lines of application/x-ndjson for any number"
     )]
     TooMany { ops: usize },
+    #[error(
+        "the batch has {ops} operations under one Idempotency-Key; the limit is \
+         {KEYED_BATCH_OPS_MAX}; cut it up, each part under a key of its own"
+    )]
+    TooManyKeyed { ops: usize },
     #[error("ops[{index}]: {error}")]
     Op { index: usize, error: OpError },
 }
