@@ -250,6 +250,13 @@ impl Replica {
 }
 
 impl Copy {
+    /// Whether the record's key holds what a later record left there.
+    fn holds_later_than(&self, record: &Record) -> bool {
+        let Some(key) = &record.key else { return false };
+        let held = self.table.peek(key.as_bytes(), Timestamp(0)).found();
+        held.is_some_and(|found| found.version > record.version)
+    }
+
     fn recall(&mut self, id: RequestId, now: Timestamp) -> Result<Option<Ordered>, Refusal> {
         match self.log.recall(id, now) {
             Recall::New => Ok(None),
