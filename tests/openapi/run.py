@@ -52,7 +52,7 @@ def run(tool, node, token, seconds, report):
     return subprocess.run([
         tool, "--config-file", HERE / "schemathesis.toml", "run", f"{node.url}/openapi.json",
         "--header", f"Authorization: Bearer {token}",
-        "--max-time", str(seconds), "--request-timeout", "20", "--workers", "2",
+        "--max-time", str(seconds), "--request-timeout", "20", "--workers", "1",
         "--output-sanitize", "false", "--continue-on-failure", "--report", "junit", "--report-junit-path", report,
     ], env=environment).returncode
 
