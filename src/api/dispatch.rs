@@ -89,7 +89,7 @@ fn admit(
 ) -> Result<(), Problem> {
     if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
         let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-        if !header.and_then(bearer).is_some_and(|token| settings.accepts(token)) {
+        if !header.and_then(bearer).is_some_and(|token| settings.tokens.accept(token)) {
             let detail = match header {
                 None => "send 'Authorization: Bearer TOKEN' with a token of this cluster",
                 Some(_) => "the token in Authorization is none that this cluster accepts",

@@ -19,8 +19,10 @@ mod problem;
 mod serve;
 mod settings;
 pub mod tls;
+mod tokens;
 mod watch;
 mod wire;
 
 pub use serve::Server;
-pub use settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Rate, Settings, Token};
+pub use settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Rate, Settings};
+pub use tokens::Tokens;

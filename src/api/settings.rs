@@ -1,10 +1,9 @@
 //! What an operator can change about the client API while it serves.
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use subtle::ConstantTimeEq;
+use super::Tokens;
 
 /// Operations that one JSON batch may hold. A stream of lines may hold any number.
 pub const BATCH_OPS_MAX: usize = 10_000;
@@ -17,7 +16,7 @@ pub const KEYED_BATCH_OPS_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Tokens that are accepted; none: everybody is.
-    pub tokens: Vec<Token>,
+    pub tokens: Tokens,
     /// Limit per connection, if there is one.
     pub rate: Option<Rate>,
     /// Longest wait for a request: from the end of the last one (or the connection's start) until
@@ -36,7 +35,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            tokens: Vec::new(),
+            tokens: Tokens::default(),
             rate: None,
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
@@ -54,23 +53,6 @@ pub struct Rate {
     pub per_second: NonZeroU32,
     /// Operations at once.
     pub burst: NonZeroU32,
-}
-
-/// A bearer token. It shows in no log.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-impl Token {
-    /// Takes a secret as a token.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
-    }
 }
 
 /// The part of the settings that a request carries along.
@@ -99,29 +81,5 @@ impl Settings {
             value_bytes: self.max_value_bytes,
             rate: self.rate,
         }
-    }
-
-    /// Whether `presented` is one of the tokens. The time it takes tells the length of the
-    /// tokens at most, never their bytes nor which of them it was.
-    pub(super) fn accepts(&self, presented: &[u8]) -> bool {
-        let mut accepted = subtle::Choice::from(0);
-        for Token(token) in &self.tokens {
-            accepted |= token.as_bytes().ct_eq(presented);
-        }
-        accepted.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_of_the_tokens_is_accepted_and_nothing_else() {
-        let settings =
-            Settings { tokens: vec![Token::new("new"), Token::new("old")], ..Settings::default() };
-        assert!(settings.accepts(b"new") && settings.accepts(b"old"));
-        assert!(!settings.accepts(b"") && !settings.accepts(b"ne") && !settings.accepts(b"newold"));
-        assert!(!format!("{settings:?}").contains("new\""));
     }
 }

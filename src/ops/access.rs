@@ -1,42 +1,14 @@
 //! Who may act on the node: whoever has a token, or, while none is set, whoever is on the machine.
 
+use super::{Node, Peer, Problem, Shared};
+use crate::api::Tokens;
 use axum::extract::{Extension, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, FORWARDED, HeaderName, ORIGIN};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use subtle::{Choice, ConstantTimeEq};
-
-use super::{Node, Peer, Problem, Shared};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// The tokens in force: any of them opens. While there is none, no token is asked for.
-#[derive(Clone, Default)]
-pub struct Tokens(Vec<Box<[u8]>>);
-
-impl std::fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tokens({} of them)", self.0.len())
-    }
-}
-
-impl Tokens {
-    /// Takes the tokens that are accepted, in any order.
-    pub fn new<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>) -> Self {
-        Self(tokens.into_iter().map(|token| Box::from(token.as_ref())).collect())
-    }
-
-    /// Whether no token is set.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether `presented` is one of them. The time taken tells the lengths, nothing else.
-    pub fn accept(&self, presented: &[u8]) -> bool {
-        self.0.iter().fold(Choice::from(0), |any, token| any | token.ct_eq(presented)).into()
-    }
-}
 
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(

@@ -24,7 +24,6 @@ use axum::routing::{get, post};
 
 use crate::metrics::Metrics;
 
-pub use access::Tokens;
 pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
 pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
 pub use status::{Phase, Position, Shard, ShardState, Status, Wal};

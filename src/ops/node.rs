@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Shard, Status, Tokens};
+use super::{Shard, Status};
+use crate::api::Tokens;
 
 /// The node, as its operator sees it. Everything but the actions answers at once, in every phase.
 pub trait Node: Send + Sync + 'static {

@@ -55,6 +55,7 @@ pub fn run(sources: Sources) -> anyhow::Result<()> {
     let config = &loaded.config;
     let logging = start_logging(config)?;
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    warn_of_lone_node(config);
     let files =
         process::open_files(config.max_conns).context("cannot read the limit of open files")?;
     if let Some(warning) = &files.warning {
@@ -314,7 +315,7 @@ fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::Tls
 
 fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
     api::Settings {
-        tokens: config.auth_token.iter().map(|secret| api::Token::new(secret.expose())).collect(),
+        tokens: tokens(config),
         rate: rate(config.rate_limit, config.rate_burst),
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
@@ -322,6 +323,10 @@ fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
         max_key_bytes: config.max_key_bytes as usize,
         max_value_bytes: config.max_value_bytes as usize,
     }
+}
+
+fn tokens(config: &Config) -> api::Tokens {
+    api::Tokens::new(config.auth_token.iter().map(|secret| secret.expose()))
 }
 
 fn rate(per_second: u32, burst: u32) -> Option<api::Rate> {

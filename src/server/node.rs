@@ -12,7 +12,7 @@ use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
 use crate::logging::LevelControl;
 use crate::metrics::{Metrics, Readings, ShardCounts};
-use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Tokens, Truncated};
+use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
 use crate::process::Notifier;
 
 use super::apply_live;
@@ -180,9 +180,8 @@ impl ops::Node for Node {
         serde_json::to_value(Node::config(self).explain()).unwrap_or_default()
     }
 
-    fn tokens(&self) -> Arc<Tokens> {
-        let loaded = Node::config(self);
-        Arc::new(Tokens::new(loaded.config.auth_token.iter().map(|secret| secret.expose())))
+    fn tokens(&self) -> Arc<api::Tokens> {
+        Arc::new(super::tokens(&Node::config(self).config))
     }
 
     async fn reload(&self) -> Result<Reloaded, ActionError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aegiskv::api::{Settings, Token};
+use aegiskv::api::{Settings, Tokens};
 use serde_json::Value;
 
 use crate::harness::{node, node_with};
@@ -48,7 +48,7 @@ async fn the_document_tells_this_nodes_limits_and_whether_it_wants_a_token() {
     let open = node().await.get("/openapi.json").await.json();
     assert_eq!(open["paths"]["/v1/kv/{key}"]["get"].get("security"), None);
     let settings =
-        Settings { max_key_bytes: 77, tokens: vec![Token::new("t")], ..Settings::default() };
+        Settings { max_key_bytes: 77, tokens: Tokens::new(["t"]), ..Settings::default() };
     let document = node_with(settings).await.get("/openapi.json").await.json();
     let get = &document["paths"]["/v1/kv/{key}"]["get"];
     assert_eq!(get["parameters"][0]["schema"]["maxLength"], 77);

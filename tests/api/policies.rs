@@ -2,14 +2,13 @@
 
 use std::num::NonZeroU32;
 
-use aegiskv::api::{Rate, Settings, Token};
+use aegiskv::api::{Rate, Settings, Tokens};
 use aegiskv::store::{self, EvictionPolicy};
 
 use crate::harness::{Setup, node, node_with, start};
 
 fn with_tokens(tokens: &[&str]) -> Settings {
-    let tokens = tokens.iter().map(|t| Token::new(*t)).collect();
-    Settings { tokens, ..Settings::default() }
+    Settings { tokens: Tokens::new(tokens), ..Settings::default() }
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tower_service::Service;
 
 use super::*;
+use crate::api::Tokens;
 use crate::metrics::{Readings, ShardCounts};
 
 const LOCAL: &str = "127.0.0.1:5000";
