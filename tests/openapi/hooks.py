@@ -53,6 +53,10 @@ def keep_stored_types_readable(case):
     the reader of the answers takes JSON at its word."""
     if case.method == "PUT" and case.headers and "Content-Type" in case.headers:
         case.headers["Content-Type"] = "application/octet-stream"
+    ops = case.body.get("ops") if isinstance(case.body, dict) else None
+    for op in ops if isinstance(ops, list) else []:
+        if isinstance(op, dict) and isinstance(op.get("content_type"), str):
+            op["content_type"] = "application/octet-stream"
 
 
 def give_own_retry_key(headers):
