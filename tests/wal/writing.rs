@@ -302,3 +302,24 @@ fn a_log_on_the_real_disk_is_written_by_its_thread_and_found_again() {
         assert!(recovery.segments.len() > 1);
     }
 }
+
+#[test]
+fn each_shard_is_replayed_from_its_own_start() {
+    let disk = Faulty::new(1);
+    let (writer, committer) = start(&disk, config(Mode::Sync, 1 << 13), &Recovery::default());
+    append(&writer, 12);
+    committer.finish().unwrap();
+    let found = std::sync::Mutex::new(Vec::new());
+    let replay = Replay {
+        starts: &[Lsn(1), Lsn(5), Lsn(1), Lsn(9)],
+        durable: Lsn(12),
+        same_boot: false,
+        expects_log: true,
+        threads: 2,
+        progress: &Progress::default(),
+    };
+    recover(&disk, &location(), &replay, &|lsn, _| found.lock().unwrap().push(lsn.0)).unwrap();
+    let mut found = found.into_inner().unwrap();
+    found.sort_unstable();
+    assert_eq!(found, [2, 4, 5, 6, 8, 9, 10, 11, 12]);
+}
