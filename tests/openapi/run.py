@@ -28,7 +28,7 @@ SCHEMATHESIS = "schemathesis==4.32.5"
 
 def schemathesis():
     """The tool, in a virtual environment below the build directory; None if out of reach."""
-    environment = build_dir() / "openapi-venv"
+    environment = build_dir().resolve() / "openapi-venv"
     tool = environment / "bin" / "schemathesis"
     if not tool.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
@@ -47,14 +47,14 @@ def arguments():
 
 
 def run(tool, node, token, seconds, report):
-    """Runs schemathesis and returns its exit code."""
+    """Runs schemathesis and returns its exit code; what it leaves lies beside the report."""
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE)}
     return subprocess.run([
         tool, "--config-file", HERE / "schemathesis.toml", "run", f"{node.url}/openapi.json",
         "--header", f"Authorization: Bearer {token}",
-        "--max-time", str(seconds), "--request-timeout", "20", "--workers", "2",
+        "--max-time", str(seconds), "--request-timeout", "20", "--workers", "1",
         "--output-sanitize", "false", "--continue-on-failure", "--report", "junit", "--report-junit-path", report,
-    ], env=environment).returncode
+    ], env=environment, cwd=report.parent).returncode
 
 
 def counts(report):
