@@ -21,6 +21,8 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
@@ -130,7 +132,7 @@ async fn serve(
     let ops_stop = CancellationToken::new();
     let ops_task =
         tokio::spawn(ops_port.serve(ops::router(node.clone(), metrics), ops_stop.clone()));
-    let (stop_api, api_stops) = tokio::sync::oneshot::channel::<Instant>();
+    let (stop_api, api_stops) = oneshot::channel::<Instant>();
     let api_task = tokio::spawn(async move {
         // Sent only below; were it dropped, serving would end at once.
         let stop = async { api_stops.await.unwrap_or_else(|_| Instant::now()) };
@@ -140,11 +142,28 @@ async fn serve(
         tracing::warn!("{}", exposure.text);
     }
 
-    let Some(data) = load(&node, &mut signals).await? else { return Ok(()) };
+    let outcome = match load(&node, &mut signals).await? {
+        Some(data) => serve_data(&node, data, &mut signals, (stop_api, api_task)).await,
+        None => Ok(()),
+    };
+    ops_stop.cancel();
+    let _ = ops_task.await;
+    outcome
+}
+
+/// Serves loaded data until told to stop, or until the log fails; then ends what was started, in
+/// reverse. `api` is the way to end serving clients, and the task that does it.
+async fn serve_data(
+    node: &Node,
+    data: Arc<Data>,
+    signals: &mut Signals,
+    api: (oneshot::Sender<Instant>, JoinHandle<usize>),
+) -> anyhow::Result<()> {
     let sweeper = Arc::new(Sweeper::start(data.replica.clone())?);
-    let watchdog = notifier.watchdog().map(|dog| tokio::spawn(upkeep::feed(dog, sweeper.clone())));
+    let watchdog = node.notifier.watchdog();
+    let watchdog = watchdog.map(|dog| tokio::spawn(upkeep::feed(dog, sweeper.clone())));
     let snapshots = tokio::spawn(data::snapshot_when_due(data.clone()));
-    notifier.ready("serving");
+    node.notifier.ready("serving");
     tracing::info!(
         clients = %node.client_addr,
         operations = %node.config().config.health_addr,
@@ -152,13 +171,14 @@ async fn serve(
         "serving"
     );
 
-    let outcome = run_until_end(&node, &data, &mut signals).await;
+    let outcome = run_until_end(node, &data, signals).await;
 
-    notifier.stopping("stopping");
+    node.notifier.stopping("stopping");
     node.stopping.store(true, Ordering::Relaxed);
     let drain_timeout = node.config().config.drain_timeout;
-    notifier.extend_timeout(drain_timeout + STOP_EXTENSION);
+    node.notifier.extend_timeout(drain_timeout + STOP_EXTENSION);
     let deadline = Instant::now() + drain_timeout;
+    let (stop_api, api_task) = api;
     if outcome.is_ok() {
         tracing::info!(?drain_timeout, "stopping: no new connections, requests under way go on");
         let _ = stop_api.send(deadline);
@@ -167,13 +187,11 @@ async fn serve(
             tracing::warn!(connections = cut, "still open after drain_timeout, and cut");
         }
     }
-    coordinator.drain();
+    node.coordinator.drain();
     snapshots.abort();
     watchdog.inspect(|task| task.abort());
     drop(sweeper);
     let closed = data::close(data, outcome.is_ok(), deadline).await;
-    ops_stop.cancel();
-    let _ = ops_task.await;
     outcome.and(closed)
 }
 

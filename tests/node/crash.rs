@@ -39,7 +39,7 @@ impl Writer {
         loop {
             self.next += 1;
             let n = self.next;
-            if n % 5 == 0 {
+            if n.is_multiple_of(5) {
                 self.increments_asked += 1;
                 let url = format!("{node_url}counter:{id}?op=incr");
                 match http.post(url).send().await {
@@ -51,7 +51,7 @@ impl Writer {
             }
             let key = format!("w{id}:{}", n % KEYS_PER_WRITER);
             let url = format!("{node_url}{key}");
-            let (value, request) = if n % 7 == 0 {
+            let (value, request) = if n.is_multiple_of(7) {
                 (None, http.delete(url))
             } else {
                 (Some(n), http.put(url).body(format!("{n}:{}", "x".repeat(n as usize % 300))))

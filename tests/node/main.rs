@@ -1,5 +1,7 @@
 //! A real node as a process: started, used through HTTP, killed, started again.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod crash;
 mod life;
 mod support;
