@@ -14,6 +14,8 @@ const FILE_LINES_MAX: usize = 600;
 /// What lies in the folder without being part of the repository, from the root.
 const FOREIGN: &[&str] = &[
     ".git",
+    ".hypothesis",
+    ".schemathesis",
     ".venv",
     "benches/out",
     "data",
