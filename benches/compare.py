@@ -97,7 +97,7 @@ def wrk(server, kind, seconds):
     threads = min(2, peers.CORES)
     before = peers.cpu_seconds(server.pids)
     done = subprocess.run(
-        ["wrk", f"-t{threads}", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "-s",
+        ["wrk", f"-t{threads}", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "--timeout", "20s", "-s",
          ROOT / "benches" / "load.lua", server.url, "--", method, str(KEYS), path, *rest],
         capture_output=True, text=True, check=True,
     )
