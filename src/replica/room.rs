@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::entry::{Departure, ShardId, Timestamp};
-use crate::store::EvictionPolicy;
+use crate::store::{Budget, EvictionPolicy};
 use crate::wal;
 
 use super::{Refusal, Replica};
@@ -65,26 +65,41 @@ impl Replica {
     /// # Errors
     /// When the log has failed.
     pub fn evict(&self, bytes: u64, now: Timestamp) -> Result<u64, wal::Error> {
+        self.evict_while(bytes, now, Budget::over_watermark)
+    }
+
+    /// Makes room below the hard limit for `bytes` more.
+    pub(super) fn make_room(&self, bytes: u64, now: Timestamp) -> Result<(), Refusal> {
+        if bytes > self.budget().limit() {
+            return Err(Refusal::Full);
+        }
+        let short = |budget: &Budget| budget.would_exceed_limit(bytes);
+        while bytes > 0 && short(self.budget()) {
+            if !self.evicts() || self.evict_while(bytes, now, short)? == 0 {
+                return Err(Refusal::Full);
+            }
+        }
+        Ok(())
+    }
+
+    /// Evicts from one shard after another, once around at most, until `bytes` came free or memory
+    /// is no longer `short`. Returns the bytes that came free.
+    fn evict_while(
+        &self,
+        bytes: u64,
+        now: Timestamp,
+        short: impl Fn(&Budget) -> bool,
+    ) -> Result<u64, wal::Error> {
         let shards = usize::from(self.placement().num_shards());
         let mut freed = 0;
         for _ in 0..shards {
-            if freed >= bytes || !self.budget().over_watermark() {
+            if freed >= bytes || !short(self.budget()) {
                 break;
             }
             let shard = self.evict_next.fetch_add(1, Ordering::Relaxed) % shards;
             freed += self.evict_from(ShardId(shard as u16), bytes - freed, now)?;
         }
         Ok(freed)
-    }
-
-    /// Makes room below the hard limit for `bytes` more.
-    pub(super) fn make_room(&self, bytes: u64, now: Timestamp) -> Result<(), Refusal> {
-        while bytes > 0 && self.budget().would_exceed_limit(bytes) {
-            if !self.evicts() || self.evict(bytes, now)? == 0 {
-                return Err(Refusal::Full);
-            }
-        }
-        Ok(())
     }
 
     /// Whether anything may be evicted at all.

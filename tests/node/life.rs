@@ -111,6 +111,17 @@ async fn memory_stays_below_its_limit_and_the_rest_is_evicted() {
 }
 
 #[tokio::test]
+async fn a_value_larger_than_the_room_above_the_watermark_evicts_what_it_needs() {
+    let home = Home::new(json!({ "max_memory_mb": 16 }));
+    let node = home.start().await;
+    for n in 0..20 {
+        assert_eq!(put(&node, &format!("k{n}"), vec![b'x'; 4_000_000]).await, 201, "value {n}");
+    }
+    assert!(get(&node, "k19").await.is_some());
+    assert!(metric(&node, "aegis_cache_size_bytes").await <= 16.0 * 1_048_576.0);
+}
+
+#[tokio::test]
 async fn with_eviction_off_a_full_node_says_so_and_deletes_still_work() {
     let home = Home::new(json!({ "max_memory_mb": 4, "eviction_policy": "none" }));
     let node = home.start().await;
