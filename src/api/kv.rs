@@ -170,19 +170,7 @@ async fn delete(
     limits: Limits,
     request: Request<Incoming>,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
-    intake::whole(client, limits, body, NO_BODY).await?;
-    let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
-    let query = Query::parse(head.uri.query(), DELETE_PARAMETERS)?;
-    let fields = Fields::gather(&head.headers)?;
-    let write = Write {
-        condition: fields.condition()?,
-        idempotency: idempotency(&fields, &head, key.as_bytes(), b"")?,
-        consistency: query.consistency()?,
-        key,
-        operation: Operation::Delete,
-    };
-    written(client.node.coordinator.write(write).await?)
+    without_body(client, limits, request, DELETE_PARAMETERS, |_| Ok(Operation::Delete)).await
 }
 
 async fn post(
@@ -190,17 +178,28 @@ async fn post(
     limits: Limits,
     request: Request<Incoming>,
 ) -> Result<Response, Problem> {
+    without_body(client, limits, request, POST_PARAMETERS, posted).await
+}
+
+/// A write that says all it wants in its query and header fields.
+async fn without_body(
+    client: &Client,
+    limits: Limits,
+    request: Request<Incoming>,
+    parameters: &'static [&'static str],
+    operation: impl FnOnce(&Query<'_>) -> Result<Operation, Problem>,
+) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     intake::whole(client, limits, body, NO_BODY).await?;
     let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
-    let query = Query::parse(head.uri.query(), POST_PARAMETERS)?;
+    let query = Query::parse(head.uri.query(), parameters)?;
     let fields = Fields::gather(&head.headers)?;
     let write = Write {
         condition: fields.condition()?,
         idempotency: idempotency(&fields, &head, key.as_bytes(), b"")?,
         consistency: query.consistency()?,
         key,
-        operation: posted(&query)?,
+        operation: operation(&query)?,
     };
     written(client.node.coordinator.write(write).await?)
 }

@@ -313,7 +313,7 @@ impl Data {
     /// Ends the log and marks that all is there. Blocks.
     fn close_log(&self) -> anyhow::Result<()> {
         let wal = self.replica.wal();
-        let last = Lsn(wal.next_lsn().0 - 1);
+        let last = wal.last_lsn();
         wal.close()?;
         self.home.lock().mark_clean(last.0)?;
         Ok(())

@@ -83,7 +83,7 @@ fn sweep_for(replica: &Replica, sweep: &mut Sweep, turn: Duration) -> Result<usi
     }
     if expired > 0 {
         let wal = replica.wal();
-        wal.settle_blocking(wal::Lsn(wal.next_lsn().0 - 1))?;
+        wal.settle_blocking(wal.last_lsn())?;
     }
     Ok(expired)
 }

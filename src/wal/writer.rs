@@ -141,7 +141,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::settle`].
     pub fn sync_blocking(&self) -> Result<Lsn, Error> {
-        let last = Lsn(self.next_lsn().0 - 1);
+        let last = self.last_lsn();
         block_on(self.durable(last))?;
         Ok(last)
     }
@@ -155,7 +155,7 @@ impl Writer {
         if self.backlog_bytes() <= BACKLOG_BYTES_MAX {
             return Ok(());
         }
-        self.settle(Lsn(self.next_lsn().0 - 1)).await
+        self.settle(self.last_lsn()).await
     }
 
     /// Bytes that are gathered and not yet on their way to the disk.
@@ -166,6 +166,11 @@ impl Writer {
     /// The number that the next frame will have.
     pub fn next_lsn(&self) -> Lsn {
         self.shared.next_lsn()
+    }
+
+    /// The last frame that was appended; `Lsn(0)` before the first.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.next_lsn().0 - 1)
     }
 
     /// The last frame that is on the disk.
