@@ -139,7 +139,9 @@ impl fmt::Display for Version {
 }
 
 /// A shard's number: 0 to `num_shards` - 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct ShardId(pub u16);
 
 /// A place in a shard's log. Positions of one shard are ordered by epoch, then by sequence number.

@@ -29,6 +29,9 @@ pub mod wal;
 
 pub mod snapshot;
 
+// Who is a member, and who holds and orders each shard.
+pub mod topology;
+
 // The order of each shard's records, and the copies that follow it.
 pub mod shard;
 

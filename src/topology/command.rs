@@ -1,0 +1,227 @@
+//! What consensus is asked to decide, and what it does to the topology.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cluster, Configuration, Member, NodeId, Seat, Standing, Topology};
+use crate::entry::ShardId;
+
+/// What a node says of itself when it comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// This life of its memory.
+    pub life: u64,
+    /// Where other nodes reach it: `host:port`, for UDP and TCP.
+    pub peer_addr: String,
+    /// Where clients reach it: `host:port`.
+    pub client_addr: String,
+    /// Its zone; empty if unset.
+    pub zone: String,
+    /// Its region; empty if unset.
+    pub region: String,
+    /// The version of AegisKV that it runs.
+    pub version: String,
+    /// The memory it has for entries, in bytes: what placement balances by.
+    pub memory_bytes: u64,
+}
+
+/// A change of one shard's configuration. Without effect if the shard has left `from_epoch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The epoch that the change was decided in.
+    pub from_epoch: u32,
+    /// What comes; its epoch is set by [`Topology::apply`] to the next.
+    pub to: Configuration,
+}
+
+/// One entry of the topology's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first of all: the cluster is born with one member, which has a copy of every shard.
+    Found {
+        /// The cluster.
+        cluster: Cluster,
+        /// Its first member.
+        founder: NodeId,
+        /// What the founder says of itself.
+        about: Announcement,
+        /// The epoch in which every shard starts: above any that the founder's disk knows.
+        epoch: u32,
+    },
+    /// A node without a number comes, new or wiped. It gets one. A wiped node's old membership
+    /// ends with this.
+    Join(Announcement),
+    /// A member is there again, or has changed what it says of itself.
+    Enter {
+        /// Its number.
+        node: NodeId,
+        /// What it says now.
+        about: Announcement,
+    },
+    /// A member stands otherwise from now on.
+    Stand {
+        /// Its number.
+        node: NodeId,
+        /// How.
+        standing: Standing,
+    },
+    /// A member is none any more. Refused while it has a seat in any shard's voters, unless other
+    /// voters of that shard are left to outvote it.
+    Remove(NodeId),
+    /// Configurations change; each for itself.
+    Configure(Vec<Change>),
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done, or had been done before.
+    Done,
+    /// The node has this number now.
+    Joined {
+        /// Its number.
+        node: NodeId,
+        /// The cluster it belongs to.
+        cluster: Cluster,
+    },
+    /// So many of the changes took place.
+    Configured(usize),
+    /// Nothing was changed.
+    Rejected(Rejection),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// There is no cluster yet.
+    #[error("there is no cluster yet")]
+    NotFounded,
+    /// There is one already.
+    #[error("the cluster was founded before")]
+    Founded,
+    /// That number is no member's.
+    #[error("node {0} is not a member")]
+    NotAMember(NodeId),
+    /// It still has the only copies of a shard.
+    #[error("node {node} holds shard {shard} that no other node could serve; let it be moved first", shard = shard.0)]
+    Needed {
+        /// The member.
+        node: NodeId,
+        /// A shard that needs it.
+        shard: ShardId,
+    },
+}
+
+impl Topology {
+    /// Applies one command. The same commands in the same order give the same topology anywhere.
+    pub fn apply(&mut self, command: Command) -> Outcome {
+        let before = self.revision;
+        let outcome = match command {
+            Command::Found { cluster, founder, about, epoch } => {
+                self.found(cluster, founder, about, epoch)
+            }
+            Command::Join(about) => self.join(about),
+            Command::Enter { node, about } => self.change(node, |member| member.about = about),
+            Command::Stand { node, standing } => {
+                self.change(node, |member| member.standing = standing)
+            }
+            Command::Remove(node) => self.remove(node),
+            Command::Configure(changes) => {
+                let took = changes.into_iter().filter(|change| self.configure(change)).count();
+                self.revision += u64::from(took > 0);
+                Outcome::Configured(took)
+            }
+        };
+        debug_assert!(self.revision <= before + 1, "one command is one revision");
+        outcome
+    }
+
+    fn found(
+        &mut self,
+        cluster: Cluster,
+        founder: NodeId,
+        about: Announcement,
+        epoch: u32,
+    ) -> Outcome {
+        if self.cluster.is_some() {
+            return Outcome::Rejected(Rejection::Founded);
+        }
+        let seat = Seat { node: founder, life: about.life };
+        self.cluster = Some(cluster);
+        self.next_node = founder.0 + 1;
+        self.shards =
+            vec![Arc::new(Configuration::alone(epoch, seat)); usize::from(cluster.num_shards)];
+        let standing = Standing::Member;
+        self.members.insert(founder, Member { node: founder, about, standing });
+        self.revision += 1;
+        Outcome::Done
+    }
+
+    fn join(&mut self, about: Announcement) -> Outcome {
+        let Some(cluster) = self.cluster else {
+            return Outcome::Rejected(Rejection::NotFounded);
+        };
+        let known = self.member_named(&about.name);
+        if let Some(member) = known.filter(|member| member.about.life == about.life) {
+            // The same node asks again: its first answer was lost.
+            return Outcome::Joined { node: member.node, cluster };
+        }
+        if let Some(node) = known.map(|member| member.node) {
+            // Wiped: its number is gone for good. Its seats stay silent until changes replace them.
+            self.members.remove(&node);
+        }
+        let node = NodeId(self.next_node);
+        self.next_node += 1;
+        self.members.insert(node, Member { node, about, standing: Standing::Member });
+        self.revision += 1;
+        Outcome::Joined { node, cluster }
+    }
+
+    fn change(&mut self, node: NodeId, change: impl FnOnce(&mut Member)) -> Outcome {
+        let Some(member) = self.members.get_mut(&node) else {
+            return Outcome::Rejected(Rejection::NotAMember(node));
+        };
+        let before = member.clone();
+        change(member);
+        self.revision += u64::from(*member != before);
+        Outcome::Done
+    }
+
+    fn remove(&mut self, node: NodeId) -> Outcome {
+        if !self.members.contains_key(&node) {
+            return Outcome::Rejected(Rejection::NotAMember(node));
+        }
+        let needed = |configuration: &Configuration| {
+            configuration.sets().any(|set| {
+                let others = set.iter().filter(|s| s.node != node && self.is_present(**s)).count();
+                set.iter().any(|s| s.node == node) && others <= set.len() / 2
+            })
+        };
+        if let Some(shard) = self.shards.iter().position(|shard| needed(shard)) {
+            let shard = ShardId(shard as u16);
+            return Outcome::Rejected(Rejection::Needed { node, shard });
+        }
+        self.members.remove(&node);
+        self.revision += 1;
+        Outcome::Done
+    }
+
+    fn configure(&mut self, change: &Change) -> bool {
+        let Some(present) = self.shards.get_mut(usize::from(change.shard.0)) else {
+            return false;
+        };
+        let (from, mut to) = (present.epoch, change.to.clone());
+        let sound = from == change.from_epoch && !to.voters.is_empty() && to.is_voter(to.primary);
+        if !sound {
+            return false;
+        }
+        to.epoch = from + 1;
+        *present = Arc::new(to);
+        true
+    }
+}
