@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Longest key that the formats on disk and wire can hold, in bytes.
 pub const KEY_BYTES_CEILING: usize = u16::MAX as usize;
@@ -15,8 +16,17 @@ pub const KEY_BYTES_CEILING: usize = u16::MAX as usize;
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
 /// A key: 1 to [`KEY_BYTES_CEILING`] arbitrary bytes, cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Bytes")]
 pub struct Key(Bytes);
+
+impl TryFrom<Bytes> for Key {
+    type Error = KeyError;
+
+    fn try_from(bytes: Bytes) -> Result<Self, KeyError> {
+        Self::new(bytes, KEY_BYTES_CEILING)
+    }
+}
 
 /// Why bytes cannot be a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +78,7 @@ impl fmt::Debug for Key {
 }
 
 /// A wall-clock instant: milliseconds since 1970-01-01 UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
@@ -94,7 +104,7 @@ impl Timestamp {
 ///
 /// From the highest bit down: milliseconds since 2025-01-01 UTC (42 bits), a counter within the
 /// millisecond (12), the region's index (3), reserved as zero (7). Zero is never given out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Version(pub u64);
 
 impl Version {
@@ -140,12 +150,12 @@ impl fmt::Display for Version {
 
 /// A shard's number: 0 to `num_shards` - 1.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct ShardId(pub u16);
 
 /// A place in a shard's log. Positions of one shard are ordered by epoch, then by sequence number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch whose primary ordered the record.
     pub epoch: u32,
@@ -154,7 +164,7 @@ pub struct Position {
 }
 
 /// Who asked for a write, so that asking again does not apply it twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RequestId {
     /// Nobody: the shard's own record (expiry, eviction, an epoch's first).
     Internal,
@@ -177,7 +187,7 @@ pub enum RequestId {
 }
 
 /// How a key came to be gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Departure {
     /// A client deleted it.
     Deleted,
@@ -188,7 +198,7 @@ pub enum Departure {
 }
 
 /// What a record does to its key. Applying it again changes nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
     /// Nothing: a refusal, or the first record of an epoch.
     None,
@@ -211,7 +221,7 @@ pub enum Effect {
 }
 
 /// What a write came to. Kept beside its request id, so that a retry gets the same answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// Stored where no live value was.
     Created,
@@ -234,7 +244,7 @@ pub enum Verdict {
 }
 
 /// One step of a shard's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The shard in whose log it stands.
     pub shard: ShardId,

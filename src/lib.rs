@@ -37,6 +37,10 @@ pub mod shard;
 
 pub mod replica;
 
+pub mod wire;
+
+pub mod replication;
+
 pub mod coordinator;
 
 // What it looks like from outside.

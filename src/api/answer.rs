@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
@@ -20,6 +21,8 @@ use crate::entry::Version;
 pub(super) const TTL: HeaderName = HeaderName::from_static("aegis-ttl");
 /// `Aegis-Acks`: how many copies had the write, of how many.
 pub(super) const ACKS: HeaderName = HeaderName::from_static("aegis-acks");
+/// `Aegis-Stale`: for how long the copy that answered has been out of touch with its primary.
+pub(super) const STALE: HeaderName = HeaderName::from_static("aegis-stale");
 
 /// What a value without a type is served as.
 pub(super) const OCTET_STREAM: &str = "application/octet-stream";
@@ -115,6 +118,12 @@ pub(super) fn etag(version: Version) -> HeaderValue {
 /// A number as a header field's value.
 pub(super) fn number(n: u64) -> HeaderValue {
     HeaderValue::from(n)
+}
+
+/// The value of `Aegis-Stale`: whole seconds, rounded up.
+pub(super) fn stale(span: Duration) -> HeaderValue {
+    let seconds = span.as_millis().div_ceil(1000);
+    HeaderValue::try_from(format!("{seconds}s")).expect("digits are visible")
 }
 
 /// The value of `Aegis-Acks`.

@@ -200,7 +200,8 @@ async fn document(
 }
 
 async fn list(Extension(client): OfClient, request: RoutedRequest) -> RoutedResponse {
-    respond(listing::list(&client, &request))
+    let (head, _) = request.into_parts();
+    respond(listing::list(&client, head.uri.query()).await)
 }
 
 async fn delete_prefix(

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 
-use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, TTL};
+use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, STALE, TTL};
 use super::client::Client;
 use super::intake::{self, Bound};
 use super::json;
@@ -101,13 +101,22 @@ async fn get<B>(
     })?;
     let read = Read { consistency: query.consistency()?, min_version: min_version(&query)? };
     let condition = Fields::gather(request.headers())?.read_condition()?;
-    match client.node.coordinator.get(&key, read).await? {
+    let got = client.node.coordinator.get(&key, read).await?;
+    let answer = match got.lookup {
         Lookup::Hit(found) if as_json == Some(true) => conditional(&condition, &found, |found| {
             answer::json(json::entry(found, Timestamp::now()))
         }),
         Lookup::Hit(found) => conditional(&condition, &found, raw),
         Lookup::Miss(_) if condition.fails_on_absence() => Err(Problem::condition_failed(None)),
         Lookup::Miss(_) => Err(Problem::absent()),
+    };
+    match got.stale {
+        None => answer,
+        Some(span) => {
+            let mut response = answer.unwrap_or_else(Problem::into_response);
+            response.headers_mut().insert(STALE, answer::stale(span));
+            Ok(response)
+        }
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) const LIMIT_MAX: usize = 1000;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// One page of keys.
-pub(super) fn list<B>(client: &Client, request: &Request<B>) -> Result<Response, Problem> {
-    let query = Query::parse(request.uri().query(), LIST_PARAMETERS)?;
+pub(super) async fn list(client: &Client, query: Option<&str>) -> Result<Response, Problem> {
+    let query = Query::parse(query, LIST_PARAMETERS)?;
     let prefix = query.bytes("prefix")?.unwrap_or_default();
     let limit = query.value("limit", "a whole number from 1 to 1000", |text| {
         text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n))
@@ -40,7 +40,8 @@ pub(super) fn list<B>(client: &Client, request: &Request<B>) -> Result<Response,
     let cursor = query.text("cursor")?;
     let values = query.flag("values")?;
     let cursor = cursor.as_deref().filter(|cursor| !cursor.is_empty());
-    let page = client.node.coordinator.list(&prefix, cursor, limit.unwrap_or(LIMIT_DEFAULT))?;
+    let limit = limit.unwrap_or(LIMIT_DEFAULT);
+    let page = client.node.coordinator.list(&prefix, cursor, limit).await?;
     let body = if values { streamed(page) } else { whole(page) };
     let mut response = answer::with_body(StatusCode::OK, body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -112,7 +112,7 @@ fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
     match &seen.frame {
         Frame::Record(record) => print_record(record, out),
         Frame::Fence { shard, epoch } => writeln!(out, "shard {} fence {epoch}", shard.0),
-        Frame::GiveUp { shard, kept, states, records } => writeln!(
+        Frame::GiveUp { shard, kept, states, records, .. } => writeln!(
             out,
             "shard {} gives up what follows {}.{}: {} keys, {} records",
             shard.0,
@@ -121,12 +121,15 @@ fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
             states.len(),
             records.len()
         ),
-        Frame::Adopt { shard, session, position, fence } => writeln!(
+        Frame::Adopt { shard, session, position, fence, .. } => writeln!(
             out,
             "shard {} adopts copy {session:032x} at {}.{}, fence {fence}",
             shard.0, position.epoch, position.seq
         ),
         Frame::Drop { shard, fence } => writeln!(out, "shard {} dropped, fence {fence}", shard.0),
+        Frame::Vouch { shard, life } => {
+            writeln!(out, "shard {} vouched for from life {life:016x} on", shard.0)
+        }
     }
 }
 

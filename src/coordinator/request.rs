@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::entry::{Key, RequestId, Verdict, Version};
-use crate::shard::{Condition, Operation};
+use crate::shard::{Acks, Condition, Operation};
 
 /// How many copies must have answered, for one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,15 +84,6 @@ pub struct Read {
     pub consistency: Consistency,
     /// Show at least this write.
     pub min_version: Option<Version>,
-}
-
-/// How many copies had a write when it was answered: `2/3`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Acks {
-    /// Copies that had it.
-    pub had: u32,
-    /// Voters there are.
-    pub of: u32,
 }
 
 /// A write that was ordered. A refused condition is one of the verdicts.

@@ -384,7 +384,9 @@ fn data_files(disk: &dyn Disk, config: &Config) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for dir in dirs {
         let names = disk.list(dir).map_err(not_writable(dir))?;
-        let data = names.iter().filter(|n| n.ends_with(".wal") || n.starts_with("snapshot-"));
+        let data = names.iter().filter(|n| {
+            n.ends_with(".wal") || n.starts_with("snapshot-") || n.starts_with("copy-")
+        });
         files.extend(data.map(|name| dir.join(name)));
     }
     Ok(files)

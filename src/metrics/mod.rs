@@ -77,7 +77,7 @@ impl Op {
 }
 
 /// Why a GET found nothing; the label `reason`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Miss {
     /// The key is not known, or was forgotten long ago.
     Absent,

@@ -1,27 +1,39 @@
-//! One node's copies: the log and the table of every shard, and the way of a record into both.
+//! One node's copies: the shards, the write-ahead log beneath them, and those who wait for them.
 //!
-//! Invariant: a record enters a shard's log, the WAL's buffer and the table in one critical section
-//! of that shard, so that all three hold the records in the same order. Nothing is awaited there;
-//! who needs the record to be durable awaits [`wal::Writer::settle`] afterwards.
+//! Invariant: what a shard puts into its log enters the WAL's buffer in the same critical section
+//! of that shard, so that both hold the frames in one order. Nothing is awaited there. What is left
+//! to do outside comes back as [`Work`]: messages to send, and what to settle on disk before others
+//! may be sent. It knows no network: whoever calls carries the messages.
 
 mod persist;
 mod room;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::entry::{
-    CONTENT_TYPE_BYTES_MAX, Departure, Effect, Key, Position, Record, RequestId, ShardId,
-    Timestamp, Verdict, Version,
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, Position, RequestId, ShardId, Timestamp, Version};
+use crate::metrics::Metrics;
+use crate::shard::{
+    self, Answer, Envelope, Event, Logged, Need, Operation, Ordered, Outputs, Part, Placement,
+    Refused, Request, Settled, Shard, Staged,
 };
-use crate::metrics::{Metrics, Miss};
-use crate::shard::{self, Condition, Live, Log, Operation, Outcome, Placement, Recall};
-use crate::store::{self, Budget, Lookup, Table, View};
-use crate::wal::{self, Lsn};
+use crate::store::{self, Budget, Lookup, View};
+use crate::topology::{Configuration, Seat};
+use crate::wal::{self, FRAME_BYTES_MAX, Lsn};
 
-pub use persist::{Copies, SnapshotError};
+pub use persist::{Copies, CopyFile, SnapshotError};
 pub use room::{Sweep, Swept};
+
+/// Copies of shards that are brought here at a time.
+const COPIES_MAX: usize = 4;
+
+/// Bytes of a record beside key, value and content type: more than there are.
+const RECORD_BYTES: usize = 4096;
 
 /// This node's copies, and the log that keeps them.
 #[derive(Debug)]
@@ -29,28 +41,69 @@ pub struct Replica {
     copies: Copies,
     wal: wal::Writer,
     metrics: Arc<Metrics>,
+    tickets: AtomicU64,
+    /// Copies of shards being brought here.
+    copying: AtomicUsize,
+    sessions: AtomicU64,
+    /// Adopted copies whose files the next snapshot makes unneeded.
+    adopted: Mutex<Vec<CopyFile>>,
     /// Where the search for something to evict goes on.
     evict_next: AtomicUsize,
 }
 
-/// One shard's copy.
+/// One shard's copy, where its log stands in the WAL, and who waits for it.
 #[derive(Debug)]
-struct Copy {
-    log: Log,
-    table: Table,
-    /// The last record's place in the WAL.
+struct Slot {
+    shard: Shard,
+    /// The last frame's place in the WAL.
+    lsn: Lsn,
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Whether it counts in [`Replica::copying`].
+    copying: bool,
+}
+
+/// What is left to do outside the shards' locks. To be gathered over several calls; then
+/// `messages` are sent and the work is settled ([`Replica::settle`]), which brings more messages.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// To be sent at once.
+    pub messages: Vec<Envelope>,
+    /// Complete copies: [`Replica::finish_copy`].
+    pub copied: Vec<(ShardId, Box<Staged>)>,
+    vouching: Vec<Envelope>,
+    settling: Vec<(ShardId, Settled)>,
     lsn: Lsn,
 }
 
-/// A write that stands in the log.
-#[derive(Clone, Copy, Debug)]
-pub struct Ordered {
-    /// What it came to.
-    pub verdict: Verdict,
-    /// Its version.
-    pub version: Version,
-    /// The shard's last frame when it was ordered: settle it before answering.
-    pub lsn: Lsn,
+impl Work {
+    /// Whether nothing is left to be settled.
+    pub fn is_settled(&self) -> bool {
+        self.vouching.is_empty() && self.settling.is_empty()
+    }
+}
+
+/// Somebody's place in the row of those who wait for a shard.
+#[derive(Debug)]
+pub struct Wait {
+    shard: ShardId,
+    ticket: u64,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Wait {
+    /// Waits for the answer; a copy that is gone has been deposed.
+    pub async fn answer(&mut self) -> Answer {
+        (&mut self.answer).await.unwrap_or(Answer::Deposed)
+    }
+
+    /// The answer, if it has come.
+    pub fn try_answer(&mut self) -> Option<Answer> {
+        match self.answer.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Answer::Deposed),
+        }
+    }
 }
 
 /// Why a write was not ordered.
@@ -59,22 +112,16 @@ pub enum Refusal {
     /// The value does not fit, and nothing can be evicted to make room.
     #[error("memory is full")]
     Full,
-    /// The client's own request id belongs to another request.
-    #[error("the idempotency key was used for another request")]
-    Mismatch,
-    /// Too many of the clients' own request ids are remembered already.
-    #[error("too many idempotency keys are remembered")]
-    TooManyKeyed,
-    /// A duplicate that comes too late to be told its answer.
-    #[error("a duplicate of a request that nobody waits for any more")]
-    Late,
+    /// The shard does not take it.
+    #[error(transparent)]
+    Shard(#[from] Refused),
     /// The log has failed; the node is about to stop.
     #[error(transparent)]
     Wal(#[from] wal::Error),
 }
 
 /// How one shard stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ShardStatus {
     /// Which.
     pub shard: ShardId,
@@ -82,16 +129,41 @@ pub struct ShardStatus {
     pub epoch: u32,
     /// Where its log ends.
     pub position: Position,
+    /// Its part.
+    pub part: Part,
+    /// Whether it can vouch for its log.
+    pub vouches: bool,
+    /// Where this copy leads: up to where the log is committed.
+    pub committed: u64,
+    /// Where this copy leads: how far each other one has acknowledged.
+    pub acknowledged: Vec<(Seat, u64)>,
     /// Live entries and such as have expired but are not swept yet.
     pub items: usize,
     /// Bytes charged for them.
     pub bytes: u64,
+    /// A hash over the keys and versions it holds.
+    pub content_hash: u64,
 }
 
 impl Replica {
     /// Copies that are loaded, and the log that takes their further records.
     pub fn new(copies: Copies, wal: wal::Writer, metrics: Arc<Metrics>) -> Self {
-        Self { copies, wal, metrics, evict_next: AtomicUsize::new(0) }
+        let adopted = Mutex::new(copies.adopted());
+        Self {
+            copies,
+            wal,
+            metrics,
+            tickets: AtomicU64::new(1),
+            copying: AtomicUsize::new(0),
+            sessions: AtomicU64::new(0),
+            adopted,
+            evict_next: AtomicUsize::new(0),
+        }
+    }
+
+    /// The node, in this life.
+    pub fn me(&self) -> Seat {
+        self.copies.setting().me
     }
 
     /// Where keys belong.
@@ -101,7 +173,7 @@ impl Replica {
 
     /// The memory in use and its limits.
     pub fn budget(&self) -> &Budget {
-        self.copies.budget()
+        &self.copies.setting().budget
     }
 
     /// The write-ahead log beneath.
@@ -109,18 +181,43 @@ impl Replica {
         &self.wal
     }
 
-    /// Looks a key up, as of `now`.
-    pub fn get(&self, key: &[u8], now: Timestamp) -> Lookup {
-        self.copies.of_key(key).table.get(key, now)
+    /// Looks a key up in this copy, as of `now`, if clients may be shown it.
+    pub fn get(&self, key: &[u8], now: Timestamp) -> Option<Seen> {
+        let slot = self.copies.of_key(key);
+        slot.shard.is_readable().then(|| Seen {
+            lookup: slot.shard.get(key, now),
+            position: slot.shard.last(),
+            highest: slot.shard.highest_version(),
+            leads: slot.shard.is_active(),
+        })
     }
 
-    /// Looks a key up, and says how far the log must be settled for the answer to last.
-    pub fn get_with_lsn(&self, key: &[u8], now: Timestamp) -> (Lookup, Lsn) {
-        let copy = self.copies.of_key(key);
-        (copy.table.get(key, now), copy.lsn)
+    /// Looks a key up so that the answer, when the wait is over, is as if there were one copy.
+    ///
+    /// # Errors
+    /// [`Refusal`] where this copy does not lead.
+    pub fn get_linearizable(
+        &self,
+        key: &[u8],
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<(Lookup, Wait), Refusal> {
+        let mut slot = self.copies.of_key(key);
+        let mut out = Outputs::default();
+        let wait = self.enter(&mut slot);
+        let lookup = slot.shard.get_linearizable(key, wait.ticket, now, &mut out);
+        if lookup.is_err() {
+            slot.waiting.remove(&wait.ticket);
+        }
+        let lookup = lookup?;
+        // Also what this copy itself showed must be on disk.
+        work.settling.push((slot.shard.id(), slot.shard.to_settle()));
+        work.lsn = work.lsn.max(slot.lsn);
+        self.carry_out(&mut slot, out, work)?;
+        Ok((lookup, wait))
     }
 
-    /// Looks up whether a client's own request id was ordered before, for the shard of `key`.
+    /// Looks up whether a request was ordered before, for the shard of `key`.
     ///
     /// # Errors
     /// [`Refusal`] as [`Replica::write`] would answer.
@@ -128,42 +225,150 @@ impl Replica {
         &self,
         key: &Key,
         id: RequestId,
+        need: Need,
         now: Timestamp,
-    ) -> Result<Option<Ordered>, Refusal> {
-        self.copies.of_key(key.as_bytes()).recall(id, now)
+        work: &mut Work,
+    ) -> Result<Option<(Ordered, Wait)>, Refusal> {
+        let mut slot = self.copies.of_key(key.as_bytes());
+        let mut out = Outputs::default();
+        let wait = self.enter(&mut slot);
+        let done = slot.shard.recall_request(id, (wait.ticket, need), now, &mut out);
+        if !matches!(done, Ok(Some(_))) {
+            slot.waiting.remove(&wait.ticket);
+        }
+        self.carry_out(&mut slot, out, work)?;
+        Ok(done?.map(|ordered| (ordered, wait)))
     }
 
-    /// Judges a write against the newest state, orders it and applies it.
+    /// Judges a write against the newest state, orders it and applies it. Where there is a need,
+    /// the answer comes when it holds; it will not before the work is settled.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing was ordered.
     pub fn write(
         &self,
-        key: &Key,
-        operation: Operation,
-        condition: Condition,
-        id: RequestId,
+        request: Request,
+        need: Option<Need>,
         now: Timestamp,
-    ) -> Result<Ordered, Refusal> {
-        let size = entry_bytes(key, &operation);
+        work: &mut Work,
+    ) -> Result<(Ordered, Option<Wait>), Refusal> {
+        let key = &request.key;
+        let size = entry_bytes(key, &request.operation);
         if size > 0 && self.budget().would_exceed_limit(size) {
             // What the key holds already is freed by the write; a counter stays the size it is.
-            let held = self.copies.of_key(key.as_bytes()).table.peek(key.as_bytes(), now).found();
+            let slot = self.copies.of_key(key.as_bytes());
+            let held = slot.shard.table().peek(key.as_bytes(), now).found();
+            drop(slot);
             let growth = match held {
-                Some(_) if matches!(operation, Operation::Incr { .. }) => 0,
+                Some(_) if matches!(request.operation, Operation::Incr { .. }) => 0,
                 Some(found) => size.saturating_sub(found.entry.size()),
                 None => size,
             };
-            self.make_room(growth, now)?;
+            self.make_room(growth, now, work)?;
         }
-        let ordered = self.order(key, operation, condition, id, now)?;
+        let ordered = self.order(request, need, now, work)?;
         if size > 0 && self.budget().over_watermark() && self.evicts() {
-            self.evict(size, now)?;
+            self.evict(size, now, work)?;
         }
         Ok(ordered)
     }
 
-    /// Visits live entries of one shard under its lock, as [`Table::scan`] does.
+    fn order(
+        &self,
+        request: Request,
+        need: Option<Need>,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<(Ordered, Option<Wait>), Refusal> {
+        check_size(&request)?;
+        let mut slot = self.copies.of_key(request.key.as_bytes());
+        let mut out = Outputs::default();
+        let wait = need.map(|_| self.enter(&mut slot));
+        let waits = wait.as_ref().map(|wait| wait.ticket).zip(need);
+        let ordered = slot.shard.write(request, waits, now, &mut out);
+        if let (Err(_), Some(wait)) = (&ordered, &wait) {
+            slot.waiting.remove(&wait.ticket);
+        }
+        self.carry_out(&mut slot, out, work)?;
+        Ok((ordered?, wait))
+    }
+
+    /// Takes a message from another copy.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn receive(
+        &self,
+        envelope: Envelope,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        self.with(envelope.shard, work, |shard, out| shard.receive(envelope, now, out))
+    }
+
+    /// Takes a shard's configuration; an old one changes nothing.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn configure(
+        &self,
+        shard: ShardId,
+        configuration: Arc<Configuration>,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        self.with(shard, work, |shard, out| shard.configure(configuration, now, out))
+    }
+
+    /// Lets every shard say again what had no answer; to be called some 20 times a second.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn tick(&self, now: Timestamp, work: &mut Work) -> Result<(), wal::Error> {
+        self.placement()
+            .shards()
+            .try_for_each(|id| self.with(id, work, |shard, out| shard.tick(now, out)))
+    }
+
+    /// Settles what was logged, as the log's mode has it, and tells the shards; what may be said
+    /// then is among the work's messages, and what comes of that is settled too. In the modes `off`
+    /// and `async` it never suspends.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn settle(&self, work: &mut Work) -> Result<(), wal::Error> {
+        while !work.is_settled() {
+            self.wal.settle(work.lsn).await?;
+            self.after_settling(Timestamp::now(), work)?;
+        }
+        Ok(())
+    }
+
+    /// One step of [`Replica::settle`], for whoever has settled the log itself: a simulator.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn after_settling(&self, now: Timestamp, work: &mut Work) -> Result<(), wal::Error> {
+        work.messages.append(&mut work.vouching);
+        for (shard, settled) in std::mem::take(&mut work.settling) {
+            self.with(shard, work, |shard, out| shard.settled(settled, now, out))?;
+        }
+        Ok(())
+    }
+
+    /// The last frame that the work is to be settled up to.
+    pub fn to_settle(work: &Work) -> Lsn {
+        work.lsn
+    }
+
+    /// Nobody waits there any more.
+    pub fn forget(&self, wait: &Wait) {
+        let mut slot = self.copies.of(wait.shard);
+        slot.shard.forget(wait.ticket);
+        slot.waiting.remove(&wait.ticket);
+    }
+
+    /// Visits live entries of one shard under its lock, as [`store::Table::scan`] does.
     pub fn scan(
         &self,
         shard: ShardId,
@@ -172,102 +377,174 @@ impl Replica {
         now: Timestamp,
         visit: impl FnMut(View<'_>) -> ControlFlow<()>,
     ) -> Option<u64> {
-        self.copies.of(shard).table.scan(from, looks_max, now, visit)
+        self.copies.of(shard).shard.table().scan(from, looks_max, now, visit)
     }
 
-    /// How each shard stands.
+    /// Whether clients may be shown this node's copy of a shard.
+    pub fn is_readable(&self, shard: ShardId) -> bool {
+        self.copies.of(shard).shard.is_readable()
+    }
+
+    /// Whether this node's copy of a shard orders and answers.
+    pub fn is_active(&self, shard: ShardId) -> bool {
+        self.copies.of(shard).shard.is_active()
+    }
+
+    /// How each shard stands here.
     pub fn status(&self) -> Vec<ShardStatus> {
-        let status = |shard| {
-            let copy = self.copies.of(shard);
-            ShardStatus {
-                shard,
-                epoch: copy.log.epoch(),
-                position: copy.log.position(),
-                items: copy.table.len(),
-                bytes: copy.table.bytes(),
-            }
-        };
-        self.placement().shards().map(status).collect()
+        self.placement().shards().map(|id| self.status_of(id)).collect()
     }
 
-    fn order(
-        &self,
-        key: &Key,
-        operation: Operation,
-        condition: Condition,
-        id: RequestId,
-        now: Timestamp,
-    ) -> Result<Ordered, Refusal> {
-        let mut copy = self.copies.of_key(key.as_bytes());
-        if let Some(done) = copy.recall(id, now)? {
-            return Ok(done);
+    /// How one shard stands here.
+    pub fn status_of(&self, id: ShardId) -> ShardStatus {
+        let slot = self.copies.of(id);
+        let shard = &slot.shard;
+        ShardStatus {
+            shard: id,
+            epoch: shard.fence(),
+            position: shard.last(),
+            part: shard.part(),
+            vouches: shard.vouches(),
+            committed: shard.committed(),
+            acknowledged: shard.acknowledged(),
+            items: shard.table().len(),
+            bytes: shard.table().bytes(),
+            content_hash: shard.table().content_hash(),
         }
-        let present = copy.table.peek(key.as_bytes(), now);
-        if let Lookup::Miss(Miss::Expired) = present {
-            // Judged expired here: that goes into the log first, so that no slower clock can
-            // bring the entry back.
-            self.remove(&mut copy, key.clone(), Departure::Expired, now)?;
-        }
-        let present = present.found();
-        let live = present.as_ref().map(|found| Live {
-            version: found.version,
-            expires_at: found.expires_at,
-            value: found.entry.value_bytes(),
-            content_type: found.entry.content_type(),
-        });
-        let (effect, verdict) = operation.judge(condition, live, now);
-        let record = copy.log.order(Some(key.clone()), effect, verdict, id, now);
-        self.take(&mut copy, &record)?;
-        Ok(Ordered { verdict, version: record.version, lsn: copy.lsn })
     }
 
-    /// Orders the removal of a key by the shard itself.
-    fn remove(
+    /// Leads every shard alone, in a first epoch of its own: for a node that is no cluster's.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn lead_alone(&self) -> Result<(), wal::Error> {
+        let mut work = Work::default();
+        for shard in self.placement().shards() {
+            let epoch = self.copies.of(shard).shard.fence() + 1;
+            let configuration = Arc::new(Configuration::alone(epoch, self.me()));
+            self.configure(shard, configuration, Timestamp::now(), &mut work)?;
+        }
+        self.settle(&mut work).await
+    }
+
+    fn with(
         &self,
-        copy: &mut Copy,
-        key: Key,
-        why: Departure,
-        now: Timestamp,
+        shard: ShardId,
+        work: &mut Work,
+        act: impl FnOnce(&mut Shard, &mut Outputs),
     ) -> Result<(), wal::Error> {
-        let effect = Effect::Remove(why);
-        let record = copy.log.order(Some(key), effect, Verdict::Deleted, RequestId::Internal, now);
-        self.take(copy, &record)?;
-        match why {
-            Departure::Expired => self.metrics.expired.inc(),
-            Departure::Evicted => self.metrics.evictions.inc(),
-            Departure::Deleted => {}
+        if shard.0 >= self.placement().num_shards() {
+            return Ok(());
+        }
+        let mut slot = self.copies.of(shard);
+        let mut out = Outputs::default();
+        act(&mut slot.shard, &mut out);
+        self.carry_out(&mut slot, out, work)
+    }
+
+    fn enter(&self, slot: &mut Slot) -> Wait {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (tell, answer) = oneshot::channel();
+        slot.waiting.insert(ticket, tell);
+        Wait { shard: slot.shard.id(), ticket, answer }
+    }
+
+    /// Does what a shard wants done, or leaves it as work. A log that refuses has failed for good:
+    /// the gap that this leaves is never seen, for nothing more is settled.
+    fn carry_out(
+        &self,
+        slot: &mut Slot,
+        out: Outputs,
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        let logs = !out.log.is_empty();
+        for logged in &out.log {
+            slot.lsn = match logged {
+                Logged::Record(record) => self.wal.append(record)?,
+                Logged::Frame(frame) => self.wal.append_frame(frame)?,
+            };
+        }
+        if logs {
+            work.settling.push((slot.shard.id(), slot.shard.to_settle()));
+            work.lsn = work.lsn.max(slot.lsn);
+        }
+        for (ticket, answer) in out.answers {
+            if let Some(waiting) = slot.waiting.remove(&ticket) {
+                // Whoever gave up waiting is not to be told.
+                let _ = waiting.send(answer);
+            }
+        }
+        for envelope in out.messages {
+            if envelope.message.vouches() {
+                work.lsn = work.lsn.max(slot.lsn);
+                work.vouching.push(envelope);
+            } else {
+                work.messages.push(envelope);
+            }
+        }
+        for event in out.events {
+            match event {
+                Event::Active { epoch } => {
+                    tracing::debug!(shard = slot.shard.id().0, epoch, "leads the shard");
+                }
+                Event::Unclean => self.metrics.unclean_recovery.inc(),
+                Event::Copied(staged) => work.copied.push((slot.shard.id(), staged)),
+            }
+        }
+        self.count_copying(slot, work)
+    }
+
+    /// Keeps count of copies under way, and begins one that is wanted if there is a place free.
+    fn count_copying(&self, slot: &mut Slot, work: &mut Work) -> Result<(), wal::Error> {
+        let copying = slot.shard.is_copying();
+        if copying != slot.copying {
+            slot.copying = copying;
+            if copying {
+                self.copying.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.copying.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        if slot.shard.wants_copy() && self.copying.load(Ordering::Relaxed) < COPIES_MAX {
+            let mut out = Outputs::default();
+            slot.shard.begin_copy(self.next_session(), &mut out);
+            return self.carry_out(slot, out, work);
         }
         Ok(())
     }
 
-    /// Logs an ordered record and applies it. A log that refuses has failed for good: the gap that
-    /// this leaves in the shard's order is never seen, for nothing more is ordered.
-    fn take(&self, copy: &mut Copy, record: &Record) -> Result<(), wal::Error> {
-        copy.lsn = self.wal.append(record)?;
-        apply(&mut copy.table, record);
-        Ok(())
+    /// Unlike any other: a random number of the process, and a counter, mixed (splitmix64).
+    fn next_session(&self) -> u64 {
+        let n = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut z =
+            self.copies.setting().source.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 }
 
-impl Copy {
-    /// Whether the record's key holds what a later record left there.
-    fn holds_later_than(&self, record: &Record) -> bool {
-        let Some(key) = &record.key else { return false };
-        let held = self.table.peek(key.as_bytes(), Timestamp(0)).found();
-        held.is_some_and(|found| found.version > record.version)
-    }
+/// What a copy shows of a key.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The entry, or why there is none.
+    pub lookup: Lookup,
+    /// Where the copy's log ended then.
+    pub position: Position,
+    /// The highest version that it had applied.
+    pub highest: Version,
+    /// Whether it led the shard.
+    pub leads: bool,
+}
 
-    fn recall(&mut self, id: RequestId, now: Timestamp) -> Result<Option<Ordered>, Refusal> {
-        match self.log.recall(id, now) {
-            Recall::New => Ok(None),
-            Recall::Done(Outcome { verdict, version }) => {
-                Ok(Some(Ordered { verdict, version, lsn: self.lsn }))
-            }
-            Recall::Forgotten => Err(Refusal::Late),
-            Recall::Mismatch => Err(Refusal::Mismatch),
-            Recall::Full => Err(Refusal::TooManyKeyed),
-        }
-    }
+/// Refuses what the log could not hold.
+fn check_size(request: &Request) -> Result<(), Refusal> {
+    let bytes = match &request.operation {
+        Operation::Put { value, content_type, .. } => value.len() + content_type.len(),
+        _ => 0,
+    };
+    let bytes = bytes + request.key.as_bytes().len() + RECORD_BYTES;
+    if bytes > FRAME_BYTES_MAX { Err(wal::Error::TooLarge { bytes }.into()) } else { Ok(()) }
 }
 
 /// Bytes that the entry occupies which the operation may leave behind; 0 if it leaves none anew.
@@ -278,22 +555,5 @@ fn entry_bytes(key: &Key, operation: &Operation) -> u64 {
         Operation::Put { value, content_type, .. } => size(content_type.len(), value.len()),
         Operation::Incr { .. } => size(CONTENT_TYPE_BYTES_MAX, shard::INTEGER_BYTES_MAX),
         Operation::Delete | Operation::Touch { .. } | Operation::Note(_) => 0,
-    }
-}
-
-/// Makes the table as the record says.
-fn apply(table: &mut Table, record: &Record) {
-    let Some(key) = &record.key else { return };
-    match &record.effect {
-        Effect::None => {}
-        Effect::Put { value, content_type, expires_at } => {
-            table.put(key.as_bytes(), value, content_type, record.version, *expires_at);
-        }
-        Effect::Touch { expires_at } => {
-            table.touch(key.as_bytes(), record.version, *expires_at);
-        }
-        Effect::Remove(why) => {
-            table.remove(key.as_bytes(), *why);
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! The copies at rest: filled at the start from snapshot and log, written to snapshots later.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,28 +8,35 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::disk::Disk;
-use crate::entry::{ShardId, Timestamp, Version};
-use crate::shard::{Log, Outcome, Placement};
-use crate::snapshot::{self, Finished, Item, Kept, ShardState};
-use crate::store::{Budget, HashKeys, Table};
+use crate::entry::{ShardId, Timestamp};
+use crate::shard::{Outputs, Placement, Setting, Shard, Staged};
+use crate::snapshot::{self, Finished, Item};
+use crate::store::{Found, Table};
 use crate::wal::{self, Frame, Lsn};
 
-use super::{Copy, Replica, apply};
+use super::{Replica, Slot, Work};
 
 /// Entries that a snapshot takes under one hold of a shard's lock.
 const SNAPSHOT_STEP: usize = 256;
 
-/// How far above the clock versions go on after memory was lost: above all that a lost part may
-/// have held.
-const VERSION_LEAP_MILLIS: u64 = 1000;
+/// What the name of an adopted copy's file begins with.
+const COPY_PREFIX: &str = "copy-";
 
 /// Every shard's copy.
 #[derive(Debug)]
 pub struct Copies {
     placement: Placement,
-    region: u8,
-    budget: Arc<Budget>,
-    copies: Box<[Mutex<Copy>]>,
+    setting: Arc<Setting>,
+    slots: Box<[Mutex<Slot>]>,
+    /// Adopted copies that the log may still need.
+    adopted: Mutex<Vec<CopyFile>>,
+}
+
+/// The file of a copy that was brought here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyFile {
+    shard: ShardId,
+    session: u64,
 }
 
 /// Why there is no snapshot.
@@ -48,16 +56,26 @@ pub enum SnapshotError {
     Wal(#[from] wal::Error),
 }
 
+impl CopyFile {
+    /// Where it is, in the data directory `dir`.
+    pub fn path_in(self, dir: &Path) -> PathBuf {
+        dir.join(format!("{COPY_PREFIX}{:05}-{:016x}", self.shard.0, self.session))
+    }
+}
+
 impl Copies {
-    /// Empty copies of all shards of `placement`, in a cluster of region index `region`.
-    pub fn new(placement: Placement, region: u8, budget: Arc<Budget>) -> Self {
-        let keys = HashKeys::random();
-        let empty = |shard| {
-            let table = Table::new(budget.clone(), keys.clone());
-            Mutex::new(Copy { log: Log::new(shard, region), table, lsn: Lsn::default() })
+    /// Empty copies of all shards of `placement`.
+    pub fn new(placement: Placement, setting: Arc<Setting>) -> Self {
+        let empty = |id| {
+            Mutex::new(Slot {
+                shard: Shard::new(id, setting.clone()),
+                lsn: Lsn::default(),
+                waiting: Default::default(),
+                copying: false,
+            })
         };
-        let copies = placement.shards().map(empty).collect();
-        Self { placement, region, budget, copies }
+        let slots = placement.shards().map(empty).collect();
+        Self { placement, setting, slots, adopted: Mutex::default() }
     }
 
     /// Where keys belong.
@@ -65,83 +83,113 @@ impl Copies {
         &self.placement
     }
 
-    /// The memory in use and its limits.
-    pub fn budget(&self) -> &Budget {
-        &self.budget
+    /// What all copies have in common.
+    pub fn setting(&self) -> &Setting {
+        &self.setting
     }
 
-    /// Takes what a snapshot holds of a shard, piece by piece.
+    /// Takes what a snapshot, or an adopted copy's file, holds of a shard, piece by piece.
     pub fn restore(&self, shard: ShardId, item: Item<'_>) {
-        let mut copy = self.of(shard);
-        match item {
-            Item::State(state, _) => {
-                copy.log.resume(state.position, state.fence, state.highest_version);
-            }
-            Item::Request(Kept { request, verdict, version }) => {
-                copy.log.restore_request(request, Outcome { verdict, version });
-            }
-            Item::Entry(entry) => {
-                copy.table.put(
-                    entry.key,
-                    entry.value,
-                    entry.content_type,
-                    entry.version,
-                    entry.expires_at,
-                );
+        self.of(shard).shard.restore(item);
+    }
+
+    /// Takes a frame of the log again. Frames of one shard come in their order. `load_copy` is to
+    /// load the file of an adopted copy by [`Copies::restore`], and to say whether it is sound.
+    pub fn replay(&self, lsn: Lsn, frame: &Frame, load_copy: &dyn Fn(CopyFile) -> bool) {
+        let mut slot = self.of(frame.shard());
+        slot.lsn = lsn;
+        if let Frame::Adopt { shard, session, .. } = frame {
+            let file = CopyFile { shard: *shard, session: *session as u64 };
+            self.adopted.lock().push(file);
+            slot.shard.restore_anew();
+            drop(slot);
+            load_copy(file);
+            slot = self.of(frame.shard());
+        }
+        slot.shard.replay(frame);
+    }
+
+    /// Removes files of copies that no frame of the log names any more; to be called once loaded.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn remove_strays(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        let known: Vec<PathBuf> = self.adopted().iter().map(|file| file.path_in(dir)).collect();
+        for name in disk.list(dir)?.into_iter().filter(|name| name.starts_with(COPY_PREFIX)) {
+            let path = dir.join(&name);
+            if !known.contains(&path) {
+                disk.remove(&path)?;
             }
         }
+        Ok(())
     }
 
-    /// Takes a frame of the log again. Frames of one shard come in their order.
-    pub fn replay(&self, lsn: Lsn, frame: &Frame) {
-        let mut copy = self.of(frame.shard());
-        copy.lsn = lsn;
-        match frame {
-            Frame::Record(record) => {
-                copy.log.replay(record);
-                // The snapshot may hold a later state than this record's. It must not be taken
-                // back: where the log is damaged, the record that led there may be missing.
-                if !copy.holds_later_than(record) {
-                    apply(&mut copy.table, record);
-                }
-            }
-            Frame::Fence { epoch, .. } => {
-                let position = copy.log.position();
-                copy.log.resume(position, *epoch, Version::default());
-            }
-            // Only a member of a cluster writes these.
-            Frame::GiveUp { shard, .. }
-            | Frame::Adopt { shard, .. }
-            | Frame::Drop { shard, .. } => {
-                tracing::error!(%lsn, shard = shard.0, kind = frame.kind_name(), "frame passed over");
-            }
-        }
+    pub(super) fn adopted(&self) -> Vec<CopyFile> {
+        self.adopted.lock().clone()
     }
 
-    pub(super) fn of(&self, shard: ShardId) -> MutexGuard<'_, Copy> {
-        self.copies[usize::from(shard.0)].lock()
+    pub(super) fn of(&self, shard: ShardId) -> MutexGuard<'_, Slot> {
+        self.slots[usize::from(shard.0)].lock()
     }
 
-    pub(super) fn of_key(&self, key: &[u8]) -> MutexGuard<'_, Copy> {
+    pub(super) fn of_key(&self, key: &[u8]) -> MutexGuard<'_, Slot> {
         self.of(self.placement.shard_of(key))
     }
 }
 
 impl Replica {
-    /// Begins a new epoch in every shard, because part of what was acknowledged may be lost:
-    /// versions go on a second above `now`.
+    /// Makes a complete copy durable and puts it in the place of what was there. Blocks. Answers
+    /// whether it did: a stale copy is dropped.
     ///
     /// # Errors
-    /// When the log has failed.
-    pub fn begin_epochs(&self, now: Timestamp) -> Result<(), wal::Error> {
-        let highest = Version::at(Timestamp(now.0 + VERSION_LEAP_MILLIS), self.copies.region);
-        for shard in self.placement().shards() {
-            let mut copy = self.copies.of(shard);
-            let first = copy.log.begin_epoch(highest, now);
-            self.take(&mut copy, &first)?;
-            self.metrics.unclean_recovery.inc();
+    /// [`SnapshotError`] when disk or log fail; the copy is then asked for again.
+    pub fn finish_copy(
+        &self,
+        shard: ShardId,
+        staged: Staged,
+        (disk, dir, cluster_id): (Arc<dyn Disk>, &Path, u128),
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<bool, SnapshotError> {
+        let file = CopyFile { shard, session: staged.session };
+        let keeps = self.wal.mode() != wal::Mode::Off;
+        if keeps {
+            self.write_copy(&staged, disk.clone(), &file.path_in(dir), shard, cluster_id)?;
+            // Known before the log names it: a snapshot that comes in between must not miss it.
+            self.adopted.lock().push(file);
         }
-        Ok(())
+        let mut slot = self.copies.of(shard);
+        let mut out = Outputs::default();
+        let took = slot.shard.adopt(staged, now, &mut out);
+        self.carry_out(&mut slot, out, work)?;
+        Ok(took)
+    }
+
+    fn write_copy(
+        &self,
+        staged: &Staged,
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        shard: ShardId,
+        cluster_id: u128,
+    ) -> Result<(), snapshot::Error> {
+        let mut writer = snapshot::Writer::create_copy(disk, path, cluster_id)?;
+        writer.begin_shard(snapshot::ShardState {
+            shard,
+            start: Lsn(1),
+            position: staged.position(),
+            fence: 0,
+            highest_version: staged.highest(),
+            life: self.me().life,
+        })?;
+        staged.requests().iter().try_for_each(|kept| writer.request(kept))?;
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let (step, next) = step_of(staged.table(), at);
+            write_entries(&mut writer, &step)?;
+            from = next;
+        }
+        writer.finish_copy(path)
     }
 
     /// Writes a snapshot of all shards into `dir`, shard after shard, while reads and writes go on.
@@ -162,35 +210,37 @@ impl Replica {
             return Err(SnapshotError::Off);
         }
         self.wal.rotate()?;
-        let mut writer = snapshot::Writer::create(disk, dir, cluster_id, self.wal.next_lsn())?;
+        let mut unneeded = Vec::new();
+        let before = self.adopted.lock().clone();
+        let mut writer =
+            snapshot::Writer::create(disk.clone(), dir, cluster_id, self.wal.next_lsn())?;
         for shard in self.placement().shards() {
-            self.snapshot_shard(shard, &mut writer, give_up)?;
+            let adopting = self.snapshot_shard(shard, &mut writer, give_up)?;
+            // What is being adopted at this moment is not in the snapshot yet.
+            let of_shard = before.iter().filter(|file| file.shard == shard && !adopting);
+            unneeded.extend(of_shard.copied());
         }
         let durable = self.wal.sync_blocking()?;
-        Ok(writer.finish(durable, damaged)?)
+        let finished = writer.finish(durable, damaged)?;
+        for file in &unneeded {
+            // Left behind it costs room until the next start.
+            let _ = disk.remove(&file.path_in(dir));
+        }
+        self.adopted.lock().retain(|file| !unneeded.contains(file));
+        Ok(finished)
     }
 
+    /// Writes one shard; answers whether a copy of it is under way here.
     fn snapshot_shard(
         &self,
         shard: ShardId,
         writer: &mut snapshot::Writer,
         give_up: &dyn Fn() -> bool,
-    ) -> Result<(), SnapshotError> {
-        let (state, kept) = {
-            let copy = self.copies.of(shard);
-            let state = ShardState {
-                shard,
-                start: self.wal.next_lsn(),
-                position: copy.log.position(),
-                fence: copy.log.epoch(),
-                highest_version: copy.log.highest_version(),
-            };
-            let requests = copy.log.requests().iter();
-            let kept: Vec<Kept> = requests
-                .map(|(request, Outcome { verdict, version })| Kept { request, verdict, version })
-                .collect();
-            (state, kept)
-        };
+    ) -> Result<bool, SnapshotError> {
+        let slot = self.copies.of(shard);
+        let (state, kept) = slot.shard.state(self.wal.next_lsn());
+        let adopting = slot.shard.is_copying();
+        drop(slot);
         writer.begin_shard(state)?;
         kept.iter().try_for_each(|kept| writer.request(kept))?;
         let mut from = Some(0);
@@ -198,24 +248,36 @@ impl Replica {
             if give_up() {
                 return Err(SnapshotError::GivenUp);
             }
-            let mut step = Vec::with_capacity(SNAPSHOT_STEP);
-            // At the beginning of time nothing has expired: what has, goes along.
-            from = self.scan(shard, at, SNAPSHOT_STEP, Timestamp(0), |view| {
-                step.push(view.to_found());
-                ControlFlow::Continue(())
-            });
-            for found in &step {
-                writer.entry(&snapshot::Entry {
-                    key: found.entry.key(),
-                    value: found.entry.value_bytes(),
-                    content_type: found.entry.content_type(),
-                    version: found.version,
-                    expires_at: found.expires_at,
-                })?;
-            }
+            let (step, next) = step_of(self.copies.of(shard).shard.table(), at);
+            write_entries(writer, &step)?;
+            from = next;
         }
-        Ok(())
+        Ok(adopting)
     }
+}
+
+/// A few entries from a place of a table on, and the place after them.
+fn step_of(table: &Table, at: u64) -> (Vec<Found>, Option<u64>) {
+    let mut step = Vec::with_capacity(SNAPSHOT_STEP);
+    // At the beginning of time nothing has expired: what has, goes along.
+    let next = table.scan(at, SNAPSHOT_STEP, Timestamp(0), |view| {
+        step.push(view.to_found());
+        ControlFlow::Continue(())
+    });
+    (step, next)
+}
+
+fn write_entries(writer: &mut snapshot::Writer, step: &[Found]) -> Result<(), snapshot::Error> {
+    for found in step {
+        writer.entry(&snapshot::Entry {
+            key: found.entry.key(),
+            value: found.entry.value_bytes(),
+            content_type: found.entry.content_type(),
+            version: found.version,
+            expires_at: found.expires_at,
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -223,8 +285,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::entry::{Effect, Key, Position, Record, RequestId, Verdict};
-    use crate::store::{Config, EvictionPolicy, Lookup};
+    use crate::entry::{Effect, Key, Position, Record, RequestId, Verdict, Version};
+    use crate::store::{Budget, Config, EvictionPolicy, HashKeys, Lookup};
+    use crate::topology::{NodeId, Seat};
 
     fn copies() -> Copies {
         let config = Config {
@@ -232,7 +295,15 @@ mod tests {
             eviction_ratio: 0.9,
             eviction_policy: EvictionPolicy::S3Fifo,
         };
-        Copies::new(Placement::new(1, 1), 0, Arc::new(Budget::new(&config)))
+        let setting = Setting {
+            me: Seat { node: NodeId(1), life: 1 },
+            region: 0,
+            budget: Arc::new(Budget::new(&config)),
+            keys: HashKeys::random(),
+            source: 1,
+            ring_bytes_max: 1 << 10,
+        };
+        Copies::new(Placement::new(1, 1), Arc::new(setting))
     }
 
     fn put(seq: u64, value: &'static str) -> Frame {
@@ -252,8 +323,12 @@ mod tests {
         })
     }
 
+    fn replay(copies: &Copies, lsn: u64, frame: &Frame) {
+        copies.replay(Lsn(lsn), frame, &|_| false);
+    }
+
     fn value(copies: &Copies) -> Option<Bytes> {
-        match copies.of_key(b"k").table.peek(b"k", Timestamp(0)) {
+        match copies.of_key(b"k").shard.table().peek(b"k", Timestamp(0)) {
             Lookup::Hit(found) => Some(found.entry.value()),
             Lookup::Miss(_) => None,
         }
@@ -271,9 +346,9 @@ mod tests {
         };
         copies.restore(ShardId(0), Item::Entry(entry));
         // The record that led to the second value is lost; the one before it is not.
-        copies.replay(Lsn(1), &put(1, "first"));
+        replay(&copies, 1, &put(1, "first"));
         assert_eq!(value(&copies).as_deref(), Some(&b"second"[..]));
-        copies.replay(Lsn(3), &put(3, "third"));
+        replay(&copies, 3, &put(3, "third"));
         assert_eq!(value(&copies).as_deref(), Some(&b"third"[..]));
     }
 
@@ -281,11 +356,11 @@ mod tests {
     fn replaying_twice_ends_in_the_same_state() {
         let (once, twice) = (copies(), copies());
         for copies in [&once, &twice, &twice] {
-            copies.replay(Lsn(1), &put(1, "first"));
-            copies.replay(Lsn(2), &put(2, "second"));
+            replay(copies, 1, &put(1, "first"));
+            replay(copies, 2, &put(2, "second"));
         }
         assert_eq!(value(&twice), value(&once));
-        assert_eq!(twice.of(ShardId(0)).log.position(), once.of(ShardId(0)).log.position());
-        assert_eq!(twice.budget().used(), once.budget().used());
+        assert_eq!(twice.of(ShardId(0)).shard.last(), once.of(ShardId(0)).shard.last());
+        assert_eq!(twice.setting().budget.used(), once.setting().budget.used());
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::entry::{Departure, ShardId, Timestamp};
+use crate::entry::{ShardId, Timestamp};
+use crate::shard::Outputs;
 use crate::store::{Budget, EvictionPolicy};
 use crate::wal;
 
-use super::{Refusal, Replica};
+use super::{Refusal, Replica, Work};
 
 /// Most entries evicted from one shard before the next has its turn.
 const EVICT_AT_ONCE: usize = 32;
@@ -31,21 +32,25 @@ pub struct Swept {
 }
 
 impl Replica {
-    /// Looks at the next few entries and removes those whose time has run out.
+    /// Looks at the next few entries and removes those whose time has run out, in the shards that
+    /// this node leads.
     ///
     /// # Errors
     /// When the log has failed.
-    pub fn sweep(&self, sweep: &mut Sweep, now: Timestamp) -> Result<Swept, wal::Error> {
-        let mut expired = Vec::new();
-        let mut copy = self.copies.of(ShardId(sweep.shard));
-        let next = copy.table.sweep(sweep.from, SWEEP_AT_ONCE, now, &mut expired);
-        let count = expired.len();
-        for key in expired {
-            self.remove(&mut copy, key, Departure::Expired, now)?;
-        }
-        drop(copy);
+    pub fn sweep(
+        &self,
+        sweep: &mut Sweep,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<Swept, wal::Error> {
+        let mut slot = self.copies.of(ShardId(sweep.shard));
+        let mut out = Outputs::default();
+        let swept = slot.shard.sweep(sweep.from, SWEEP_AT_ONCE, now, &mut out);
+        self.carry_out(&mut slot, out, work)?;
+        drop(slot);
+        self.metrics.expired.inc_by(swept.expired as u64);
         let mut round_done = false;
-        match next {
+        match swept.next {
             Some(from) => sweep.from = from,
             None => {
                 sweep.from = 0;
@@ -56,26 +61,31 @@ impl Replica {
                 }
             }
         }
-        Ok(Swept { expired: count, round_done })
+        Ok(Swept { expired: swept.expired, round_done })
     }
 
     /// Evicts until the node is below its high watermark or `bytes` are free again, going from
-    /// shard to shard. Returns the bytes that came free.
+    /// shard to shard of those that this node leads. Returns the bytes that came free.
     ///
     /// # Errors
     /// When the log has failed.
-    pub fn evict(&self, bytes: u64, now: Timestamp) -> Result<u64, wal::Error> {
-        self.evict_while(bytes, now, Budget::over_watermark)
+    pub fn evict(&self, bytes: u64, now: Timestamp, work: &mut Work) -> Result<u64, wal::Error> {
+        self.evict_while(bytes, now, Budget::over_watermark, work)
     }
 
     /// Makes room below the hard limit for `bytes` more.
-    pub(super) fn make_room(&self, bytes: u64, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) fn make_room(
+        &self,
+        bytes: u64,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<(), Refusal> {
         if bytes > self.budget().limit() {
             return Err(Refusal::Full);
         }
         let short = |budget: &Budget| budget.would_exceed_limit(bytes);
         while bytes > 0 && short(self.budget()) {
-            if !self.evicts() || self.evict_while(bytes, now, short)? == 0 {
+            if !self.evicts() || self.evict_while(bytes, now, short, work)? == 0 {
                 return Err(Refusal::Full);
             }
         }
@@ -89,6 +99,7 @@ impl Replica {
         bytes: u64,
         now: Timestamp,
         short: impl Fn(&Budget) -> bool,
+        work: &mut Work,
     ) -> Result<u64, wal::Error> {
         let shards = usize::from(self.placement().num_shards());
         let mut freed = 0;
@@ -97,7 +108,7 @@ impl Replica {
                 break;
             }
             let shard = self.evict_next.fetch_add(1, Ordering::Relaxed) % shards;
-            freed += self.evict_from(ShardId(shard as u16), bytes - freed, now)?;
+            freed += self.evict_from(ShardId(shard as u16), bytes - freed, now, work)?;
         }
         Ok(freed)
     }
@@ -107,12 +118,20 @@ impl Replica {
         self.budget().policy() == EvictionPolicy::S3Fifo
     }
 
-    fn evict_from(&self, shard: ShardId, bytes: u64, now: Timestamp) -> Result<u64, wal::Error> {
-        let mut copy = self.copies.of(shard);
-        let before = copy.table.bytes();
-        for candidate in copy.table.evict_candidates(bytes, EVICT_AT_ONCE, now) {
-            self.remove(&mut copy, candidate.key, candidate.departure, now)?;
-        }
-        Ok(before.saturating_sub(copy.table.bytes()))
+    fn evict_from(
+        &self,
+        shard: ShardId,
+        bytes: u64,
+        now: Timestamp,
+        work: &mut Work,
+    ) -> Result<u64, wal::Error> {
+        let mut slot = self.copies.of(shard);
+        let before = slot.shard.table().bytes();
+        let mut out = Outputs::default();
+        let (evicted, expired) = slot.shard.evict(bytes, EVICT_AT_ONCE, now, &mut out);
+        self.carry_out(&mut slot, out, work)?;
+        self.metrics.evictions.inc_by(evicted as u64);
+        self.metrics.expired.inc_by(expired as u64);
+        Ok(before.saturating_sub(slot.shard.table().bytes()))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,11 @@ use crate::disk::{Disk, Os};
 use crate::entry::Timestamp;
 use crate::metrics::Metrics;
 use crate::ops::{ActionError, Snapshot, Truncated};
-use crate::replica::{Copies, Replica, SnapshotError};
-use crate::shard::Placement;
+use crate::replica::{Copies, CopyFile, Replica, SnapshotError, Work};
+use crate::shard::{Placement, Setting};
 use crate::snapshot;
-use crate::store::Budget;
+use crate::store::{Budget, HashKeys};
+use crate::topology::{NodeId, Seat};
 use crate::wal::{self, Lsn, Progress, Recovery, Replay};
 
 /// How often it is looked whether a snapshot is due.
@@ -32,6 +33,9 @@ const SNAPSHOT_AFTER_SEGMENTS: u64 = 4;
 
 /// Pause after a snapshot that failed.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(30);
+
+/// Bytes of recent records that are kept for copies that are a little behind, over all shards.
+const RING_BYTES_MAX: usize = 128 << 20;
 
 /// Everything that outlasts the process, open.
 #[derive(Debug)]
@@ -132,7 +136,15 @@ fn open_with(
     let (cluster_id, seed) = (home.identity().cluster_id, home.identity().hash_seed);
     let placement = Placement::new(seed, home.identity().num_shards);
     let budget = Arc::new(Budget::new(&super::store_config(config)));
-    let copies = Copies::new(placement, config.region_index, budget);
+    let setting = Setting {
+        me: Seat { node: NodeId(1), life: home.identity().incarnation },
+        region: config.region_index,
+        budget,
+        keys: HashKeys::random(),
+        source: getrandom::u64()?,
+        ring_bytes_max: RING_BYTES_MAX / usize::from(placement.num_shards()),
+    };
+    let copies = Copies::new(placement, Arc::new(setting));
     let location = wal::Location { dir: config.wal_dir(), cluster_id, seed };
 
     let mode = super::wal_mode(config);
@@ -151,6 +163,7 @@ fn open_with(
             tracing::warn!(folder = %folder.display(), "files of an earlier run set aside");
         }
     }
+    copies.remove_strays(&*disk, &config.data_dir)?;
     home.enter(found.lost)?;
     let on_fsync = {
         let metrics = metrics.clone();
@@ -215,14 +228,29 @@ fn load(
         threads,
         progress: &progress.log,
     };
-    let recovery = wal::recover(disk, location, &replay, &|lsn, frame| copies.replay(lsn, &frame))?;
+    let damaged_copies = AtomicU64::new(0);
+    let load_copy = |file: CopyFile| {
+        let path = file.path_in(&config.data_dir);
+        let sink = |shard, item: snapshot::Item<'_>| copies.restore(shard, item);
+        let sound = snapshot::load_copy(disk, &path, location.cluster_id, &sink);
+        if !matches!(sound, Ok(true)) {
+            tracing::error!(?sound, path = %path.display(), "a copy of a shard is damaged or missing");
+            damaged_copies.fetch_add(1, Ordering::Relaxed);
+        }
+        matches!(sound, Ok(true))
+    };
+    let recovery = wal::recover(disk, location, &replay, &|lsn, frame| {
+        copies.replay(lsn, &frame, &load_copy);
+    })?;
     for corruption in &recovery.corruptions {
         tracing::error!(?corruption, "the log is damaged; what is sound around it is kept");
     }
     for damage in &loaded.damages {
         tracing::error!(?damage, "the snapshot is damaged; what is sound of it is kept");
     }
-    let corrupt = loaded.lost || !recovery.corruptions.is_empty();
+    let corrupt = loaded.lost
+        || !recovery.corruptions.is_empty()
+        || damaged_copies.load(Ordering::Relaxed) > 0;
     Ok(Found {
         entries: loaded.entries,
         recovery,
@@ -242,11 +270,10 @@ impl Data {
                 reason = describe(found.lost),
                 "going on with what is left; some acknowledged writes may be missing"
             );
-            self.replica.begin_epochs(now)?;
         }
         let excess = self.replica.budget().excess();
         if excess > 0 {
-            self.replica.evict(excess, now)?;
+            self.replica.evict(excess, now, &mut Work::default())?;
         }
         if corruptions > 0 || !found.damaged_snapshots.is_empty() {
             // What is sound goes into a fresh snapshot first; only then may the damaged go.

@@ -31,6 +31,7 @@ use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
+use crate::replication::{self, Nobody, Replication, Shelf};
 use crate::process::{self, Notifier, PidFile};
 use crate::wal;
 
@@ -219,7 +220,15 @@ async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<
         }
     };
     let data = Arc::new(data);
-    node.coordinator.serve(data.replica.clone(), getrandom::u64()?);
+    data.replica.lead_alone().await?;
+    let shelf = Shelf {
+        disk: Arc::new(crate::disk::Os),
+        dir: node.config().config.data_dir.clone(),
+        cluster_id: data.cluster_id,
+    };
+    let topology = replication::alone(&data.replica);
+    let replication = Replication::new(data.replica.clone(), Arc::new(Nobody), shelf);
+    node.coordinator.serve(replication, topology, getrandom::u64()?);
     let _ = node.data.set(data.clone());
     Ok(Some(data))
 }

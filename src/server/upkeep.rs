@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::entry::Timestamp;
 use crate::process::Watchdog;
-use crate::replica::{Replica, Sweep};
+use crate::replica::{Replica, Sweep, Work};
 use crate::wal;
 
 /// Pause between two turns of the sweeper.
@@ -75,7 +75,7 @@ fn sweep_for(replica: &Replica, sweep: &mut Sweep, turn: Duration) -> Result<usi
     let began = Instant::now();
     let mut expired = 0;
     while began.elapsed() < turn {
-        let swept = replica.sweep(sweep, Timestamp::now())?;
+        let swept = replica.sweep(sweep, Timestamp::now(), &mut Work::default())?;
         expired += swept.expired;
         if swept.round_done {
             break;

@@ -13,7 +13,7 @@ const COUNTER_CONTENT_TYPE: &[u8] = b"text/plain; charset=utf-8";
 pub const INTEGER_BYTES_MAX: usize = 20;
 
 /// How long the key shall live from now on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Ttl {
     /// For ever.
     Unlimited,
@@ -24,7 +24,7 @@ pub enum Ttl {
 }
 
 /// What must hold for a write to happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Condition {
     /// Nothing.
     Always,
@@ -37,7 +37,7 @@ pub enum Condition {
 }
 
 /// A write, as asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Operation {
     /// Store a value.
     Put {

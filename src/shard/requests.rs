@@ -119,6 +119,23 @@ impl Requests {
         }
     }
 
+    /// Forgets the id of a record that was given up.
+    pub fn forget(&mut self, id: RequestId) {
+        match id {
+            RequestId::Internal => {}
+            RequestId::Counted { incarnation, counter, .. } => {
+                if let Some(life) = self.lives.get_mut(&incarnation) {
+                    life.results.remove(&counter);
+                }
+            }
+            RequestId::Keyed { key, .. } => {
+                if self.keyed.remove(&key).is_some() {
+                    self.keyed_order.retain(|(_, kept)| *kept != key);
+                }
+            }
+        }
+    }
+
     /// Every id that is kept, with its result, for a snapshot.
     pub fn iter(&self) -> impl Iterator<Item = (RequestId, Outcome)> + '_ {
         let counted = self.lives.iter().flat_map(|(&incarnation, life)| {

@@ -13,7 +13,7 @@ pub(super) const END_MAGIC: [u8; 8] = *b"AEGISEND";
 pub(super) const BLOCK_HEADER_BYTES: usize = 15;
 
 /// Length of one shard's line in the index, in bytes.
-const LINE_BYTES: usize = 58;
+const LINE_BYTES: usize = 66;
 
 /// Length of the trailer, in bytes.
 pub(super) const TRAILER_BYTES: usize = 32;
@@ -31,7 +31,7 @@ pub(super) const TRAILER_BYTES: usize = 32;
 ///     (4), version (8), [expiry (8)], key, content type, value;
 ///   - request id: as in the log, then verdict, as in the log, then version (8).
 /// - Index: for each shard its number (2), start (8), position (4 + 8), fence (4), highest version
-///   (8), where its blocks begin (8), their length (8), how many entries (8).
+///   (8), life (8), where its blocks begin (8), their length (8), how many entries (8).
 /// - Trailer (32): where the index begins (8), its length (4), the last frame that was durable at
 ///   the end (8), CRC32C of the index and the 20 bytes before (4), magic `AEGISEND` (8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ impl Line {
         into.extend_from_slice(&state.position.seq.to_le_bytes());
         into.extend_from_slice(&state.fence.to_le_bytes());
         into.extend_from_slice(&state.highest_version.0.to_le_bytes());
+        into.extend_from_slice(&state.life.to_le_bytes());
         for n in [self.offset, self.bytes, self.entries] {
             into.extend_from_slice(&n.to_le_bytes());
         }
@@ -65,6 +66,7 @@ impl Line {
                 position: Position { epoch: from.get_u32_le(), seq: from.get_u64_le() },
                 fence: from.get_u32_le(),
                 highest_version: Version(from.get_u64_le()),
+                life: from.get_u64_le(),
             },
             offset: from.get_u64_le(),
             bytes: from.get_u64_le(),
@@ -77,7 +79,7 @@ impl Line {
 pub(super) fn put_index(lines: &[Line], offset: u64, end: Lsn) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(lines.len() * LINE_BYTES + TRAILER_BYTES);
     lines.iter().for_each(|line| line.put(&mut bytes));
-    let length = u32::try_from(bytes.len()).expect("65,536 shards of 58 bytes fit 32 bits");
+    let length = u32::try_from(bytes.len()).expect("65,536 shards of 66 bytes fit 32 bits");
     bytes.extend_from_slice(&offset.to_le_bytes());
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&end.0.to_le_bytes());

@@ -121,6 +121,22 @@ pub fn load(
     Ok(loaded)
 }
 
+/// Loads the file of a single shard's copy; answers whether all of it was sound.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_copy(
+    disk: &dyn Disk,
+    path: &Path,
+    cluster_id: u128,
+    sink: &(dyn Fn(ShardId, Item<'_>) + Sync),
+) -> Result<bool, Error> {
+    match Snapshot::open(disk, path, cluster_id, u16::MAX)? {
+        Some(copy) => Ok(copy.read(1, &Progress::default(), sink)?.1.is_empty()),
+        None => Ok(false),
+    }
+}
+
 /// Reads one snapshot through; answers its entries and what does not verify.
 ///
 /// # Errors

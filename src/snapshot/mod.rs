@@ -18,7 +18,7 @@ mod format;
 mod load;
 mod writer;
 
-pub use load::{Damage, Loaded, load, verify};
+pub use load::{Damage, Loaded, load, load_copy, verify};
 pub use writer::{Finished, Writer};
 
 const PREFIX: &str = "snapshot-";
@@ -37,6 +37,8 @@ pub struct ShardState {
     pub fence: u32,
     /// Its highest version.
     pub highest_version: Version,
+    /// The life of the node from which on it vouches for the shard's log.
+    pub life: u64,
 }
 
 /// An entry, borrowed.
@@ -55,7 +57,7 @@ pub struct Entry<'a> {
 }
 
 /// A request id that a shard keeps, with its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Kept {
     /// Who asked.
     pub request: RequestId,

@@ -56,7 +56,45 @@ impl Writer {
         cluster_id: u128,
         next: Lsn,
     ) -> Result<Self, Error> {
-        let path = dir.join("snapshot.tmp");
+        Self::begin(disk, dir, "snapshot.tmp", cluster_id, next)
+    }
+
+    /// Begins the file of a single shard's copy, which is no snapshot of the node: it is written
+    /// under a temporary name until [`Writer::finish_copy`].
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when the disk refuses.
+    pub fn create_copy(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        cluster_id: u128,
+    ) -> Result<Self, Error> {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let name = format!("{}.tmp", path.file_name().unwrap_or_default().to_string_lossy());
+        Self::begin(disk, dir, &name, cluster_id, Lsn(1))
+    }
+
+    /// Completes a shard's copy and gives it its name; durable on return.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when the disk refuses.
+    pub fn finish_copy(mut self, path: &Path) -> Result<(), Error> {
+        self.end_shard()?;
+        let index = put_index(&self.lines, self.offset, Lsn(0));
+        self.write(&index)?;
+        self.file.sync_data().map_err(Error::disk("sync", &self.path))?;
+        self.disk.rename(&self.path, path).map_err(Error::disk("rename", &self.path))?;
+        self.sync_dir()
+    }
+
+    fn begin(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        name: &str,
+        cluster_id: u128,
+        next: Lsn,
+    ) -> Result<Self, Error> {
+        let path = dir.join(name);
         match disk.remove(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::disk("remove", &path)(e));

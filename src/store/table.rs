@@ -37,6 +37,25 @@ pub struct Found {
     pub expires_at: Option<Timestamp>,
 }
 
+impl Found {
+    /// An entry that comes from another node's table, and is in none here.
+    pub fn elsewhere(
+        key: &[u8],
+        value: &[u8],
+        content_type: &[u8],
+        version: Version,
+        expires_at: Option<Timestamp>,
+    ) -> Self {
+        let entry = Entry::new(key, content_type, value, version, expires_at);
+        Self { entry, version, expires_at }
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Key {
+        key_of(&self.entry)
+    }
+}
+
 /// What a lookup came to.
 #[derive(Clone, Debug)]
 pub enum Lookup {

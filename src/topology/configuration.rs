@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{NodeId, Seat};
 
 /// How many copies must have a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Copies {
     /// So many voters of each set, or all of a set that has fewer.
     Count(u32),
@@ -41,13 +41,18 @@ pub struct Configuration {
     pub old_voters: Vec<Seat>,
     /// Copies that are being brought level and count in no quorum.
     pub learners: Vec<Seat>,
+    /// The primary's copy was declared to be the one that counts, though acknowledged writes may
+    /// be missing from it: no majority that could vouch for them was left. True in the epoch that
+    /// declares it, and in no other.
+    pub unclean: bool,
 }
 
 impl Configuration {
     /// The first configuration of a shard: one copy.
     pub fn alone(epoch: u32, seat: Seat) -> Self {
         let (old_voters, learners) = (Vec::new(), Vec::new());
-        Self { epoch, primary: seat, voters: vec![seat], old_voters, learners }
+        let unclean = false;
+        Self { epoch, primary: seat, voters: vec![seat], old_voters, learners, unclean }
     }
 
     /// Whether the voters are changing.
@@ -124,6 +129,7 @@ mod tests {
             voters: vec![seat(1), seat(2), seat(4)],
             old_voters: vec![seat(1), seat(2), seat(3)],
             learners: vec![seat(5)],
+            unclean: false,
         }
     }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Error, Lsn, codec};
-use crate::entry::{Effect, Key, Position, Record, ShardId, Version};
+use crate::entry::{Effect, Key, Position, Record, RequestId, ShardId, Version};
 
 /// The largest frame, in bytes, that is written or read.
 pub const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -22,7 +22,7 @@ pub(crate) const FRAME_HEADER_BYTES: usize = 23;
 /// | 4 | length of the body |
 /// | 8 | log sequence number |
 /// | 4 | how many of the frames right before this one were perhaps not durable when it was written |
-/// | 1 | kind: 1 record, 2 fence, 3 give-up, 4 adoption, 5 drop |
+/// | 1 | kind: 1 record, 2 fence, 3 give-up, 4 adoption, 5 drop, 6 vouching |
 /// | 2 | shard |
 /// | … | body |
 ///
@@ -34,10 +34,11 @@ pub(crate) const FRAME_HEADER_BYTES: usize = 23;
 /// - record: shard (2), position, predecessor's epoch (4), version (8), then request id, verdict,
 ///   key and effect, each with a tag or a length before it;
 /// - fence: epoch (4);
-/// - give-up: position kept, then two lists, each a count (4) and its members: the states (key,
-///   version (8), effect) and the records;
-/// - adoption: session (16), position, fence (4);
-/// - drop: fence (4).
+/// - give-up: position kept, then three lists, each a count (4) and its members: the states (key,
+///   version (8), effect), the records, and the request ids;
+/// - adoption: session (16), position, fence (4), life (8);
+/// - drop: fence (4);
+/// - vouching: life (8).
 ///
 /// A frame of zeros cannot verify, and stands for the end of the log: segments are allocated
 /// ahead of what is written.
@@ -63,6 +64,8 @@ pub enum Frame {
         states: Vec<KeyState>,
         /// The primary's records after `kept`.
         records: Vec<Record>,
+        /// The request ids of the records that were given up.
+        gone: Vec<RequestId>,
     },
     /// The shard's whole state is from here on that of a copy, which is durable already.
     Adopt {
@@ -74,6 +77,8 @@ pub enum Frame {
         position: Position,
         /// The fence that goes with it.
         fence: u32,
+        /// The life of the node from which on it vouches for this copy.
+        life: u64,
     },
     /// The shard's data is dropped from this node; its fence is kept.
     Drop {
@@ -82,10 +87,19 @@ pub enum Frame {
         /// The highest epoch it was told of.
         fence: u32,
     },
+    /// From here on the node vouches for the shard's log in this life of its memory: the log
+    /// begins here, or is declared to be the one that counts. What came before it ties to no other
+    /// node's log.
+    Vouch {
+        /// The shard.
+        shard: ShardId,
+        /// The life.
+        life: u64,
+    },
 }
 
 /// A key as a primary has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KeyState {
     /// The key.
     pub key: Key,
@@ -109,6 +123,7 @@ pub(crate) enum Kind {
     GiveUp = 3,
     Adopt = 4,
     Drop = 5,
+    Vouch = 6,
 }
 
 impl Kind {
@@ -119,6 +134,7 @@ impl Kind {
             3 => Self::GiveUp,
             4 => Self::Adopt,
             5 => Self::Drop,
+            6 => Self::Vouch,
             _ => return None,
         })
     }
@@ -202,7 +218,8 @@ impl Frame {
             Self::Fence { shard, .. }
             | Self::GiveUp { shard, .. }
             | Self::Adopt { shard, .. }
-            | Self::Drop { shard, .. } => *shard,
+            | Self::Drop { shard, .. }
+            | Self::Vouch { shard, .. } => *shard,
         }
     }
 
@@ -213,6 +230,7 @@ impl Frame {
             Self::GiveUp { .. } => Kind::GiveUp,
             Self::Adopt { .. } => Kind::Adopt,
             Self::Drop { .. } => Kind::Drop,
+            Self::Vouch { .. } => Kind::Vouch,
         }
     }
 
@@ -224,6 +242,7 @@ impl Frame {
             Kind::GiveUp => "give-up",
             Kind::Adopt => "adoption",
             Kind::Drop => "drop",
+            Kind::Vouch => "vouching",
         }
     }
 
@@ -233,7 +252,7 @@ impl Frame {
             Self::Fence { epoch: fence, .. } | Self::Drop { fence, .. } => {
                 into.extend_from_slice(&fence.to_le_bytes());
             }
-            Self::GiveUp { kept, states, records, .. } => {
+            Self::GiveUp { kept, states, records, gone, .. } => {
                 codec::put_position(into, *kept);
                 put_count(into, states.len());
                 for state in states {
@@ -245,12 +264,18 @@ impl Frame {
                 for record in records {
                     codec::put_record(into, record);
                 }
+                put_count(into, gone.len());
+                for id in gone {
+                    codec::put_request(into, id);
+                }
             }
-            Self::Adopt { session, position, fence, .. } => {
+            Self::Adopt { session, position, fence, life, .. } => {
                 into.extend_from_slice(&session.to_le_bytes());
                 codec::put_position(into, *position);
                 into.extend_from_slice(&fence.to_le_bytes());
+                into.extend_from_slice(&life.to_le_bytes());
             }
+            Self::Vouch { life, .. } => into.extend_from_slice(&life.to_le_bytes()),
         }
     }
 
@@ -268,15 +293,18 @@ impl Frame {
                 let kept = codec::get_position(body)?;
                 let states = get_list(body, get_state)?;
                 let records = get_list(body, codec::get_record)?;
-                Self::GiveUp { shard, kept, states, records }
+                let gone = get_list(body, codec::get_request)?;
+                Self::GiveUp { shard, kept, states, records, gone }
             }
             Kind::Adopt => Self::Adopt {
                 shard,
                 session: codec::take_u128(body)?,
                 position: codec::get_position(body)?,
                 fence: codec::take_u32(body)?,
+                life: codec::take_u64(body)?,
             },
             Kind::Drop => Self::Drop { shard, fence: codec::take_u32(body)? },
+            Kind::Vouch => Self::Vouch { shard, life: codec::take_u64(body)? },
         })
     }
 
@@ -284,10 +312,11 @@ impl Frame {
     pub(crate) fn check_size(&self) -> Result<(), Error> {
         let bytes = match self {
             Self::Record(record) => codec::record_bytes(record),
-            Self::GiveUp { states, records, .. } => {
+            Self::GiveUp { states, records, gone, .. } => {
                 let of_state =
                     |s: &KeyState| 16 + s.key.as_bytes().len() + 8 + codec::effect_bytes(&s.effect);
-                64 + states.iter().map(of_state).sum::<usize>()
+                64 + 32 * gone.len()
+                    + states.iter().map(of_state).sum::<usize>()
                     + records.iter().map(codec::record_bytes).sum::<usize>()
             }
             _ => 64,

@@ -101,14 +101,15 @@ fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         4 => record().prop_map(Frame::Record),
         1 => (shard(), any::<u32>()).prop_map(|(shard, epoch)| Frame::Fence { shard, epoch }),
-        1 => (shard(), position(), vec(state, 0..3), vec(record(), 0..3))
-            .prop_map(|(shard, kept, states, records)| Frame::GiveUp {
-                shard, kept, states, records
+        1 => (shard(), position(), vec(state, 0..3), vec(record(), 0..3), vec(request(), 0..3))
+            .prop_map(|(shard, kept, states, records, gone)| Frame::GiveUp {
+                shard, kept, states, records, gone
             }),
-        1 => (shard(), any::<u128>(), position(), any::<u32>())
-            .prop_map(|(shard, session, position, fence)| Frame::Adopt {
-                shard, session, position, fence
+        1 => (shard(), any::<u128>(), position(), any::<(u32, u64)>())
+            .prop_map(|(shard, session, position, (fence, life))| Frame::Adopt {
+                shard, session, position, fence, life
             }),
+        1 => (shard(), any::<u64>()).prop_map(|(shard, life)| Frame::Vouch { shard, life }),
         1 => (shard(), any::<u32>()).prop_map(|(shard, fence)| Frame::Drop { shard, fence }),
     ]
 }

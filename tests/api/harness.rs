@@ -10,8 +10,10 @@ use aegiskv::coordinator::Coordinator;
 use aegiskv::disk::Os;
 use aegiskv::metrics::{Metrics, Readings};
 use aegiskv::replica::{Copies, Replica};
-use aegiskv::shard::Placement;
-use aegiskv::store::{self, Budget};
+use aegiskv::replication::{self, Nobody, Replication, Shelf};
+use aegiskv::shard::{Placement, Setting};
+use aegiskv::store::{self, Budget, HashKeys};
+use aegiskv::topology::{NodeId, Seat};
 use aegiskv::wal::{self, Location, Mode, Recovery};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,7 +69,11 @@ pub(crate) async fn start(setup: Setup) -> Node {
     let coordinator = Coordinator::new(Arc::clone(&metrics));
     if setup.has_data {
         let replica = replica(&setup, dir.path().join("wal"), &metrics);
-        coordinator.serve(Arc::new(replica), 1);
+        replica.lead_alone().await.unwrap();
+        let topology = replication::alone(&replica);
+        let shelf = Shelf { disk: Arc::new(Os), dir: dir.path().to_owned(), cluster_id: 1 };
+        let replication = Replication::new(Arc::new(replica), Arc::new(Nobody), shelf);
+        coordinator.serve(replication, topology, 1);
     }
     let server = Server::new(coordinator.clone(), Arc::clone(&metrics), setup.settings, setup.tls);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -98,7 +104,16 @@ fn replica(setup: &Setup, dir: PathBuf, metrics: &Arc<Metrics>) -> Replica {
     };
     let wal = wal::Writer::start(Arc::new(Os), config, &Recovery::default()).unwrap();
     let budget = Arc::new(Budget::new(&setup.store));
-    Replica::new(Copies::new(Placement::new(3, 16), 0, budget), wal, Arc::clone(metrics))
+    let setting = Setting {
+        me: Seat { node: NodeId(1), life: 1 },
+        region: 0,
+        budget,
+        keys: HashKeys::random(),
+        source: 1,
+        ring_bytes_max: 64 << 10,
+    };
+    let copies = Copies::new(Placement::new(3, 16), Arc::new(setting));
+    Replica::new(copies, wal, Arc::clone(metrics))
 }
 
 impl Node {

@@ -19,6 +19,7 @@ fn state(shard: u16) -> ShardState {
         position: Position { epoch: 2, seq: 50 + u64::from(shard) },
         fence: 3,
         highest_version: Version(1 << 40),
+        life: 7,
     }
 }
 

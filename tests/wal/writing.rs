@@ -182,8 +182,9 @@ fn every_kind_of_frame_comes_back() {
     tail.shard = shard;
     let written = [
         Frame::Fence { shard, epoch: 9 },
-        Frame::GiveUp { shard, kept: position, states: vec![state], records: vec![tail.clone()] },
-        Frame::Adopt { shard, session: 1 << 99, position, fence: 9 },
+        Frame::GiveUp { shard, kept: position, states: vec![state], records: vec![tail.clone()], gone: vec![tail.request] },
+        Frame::Adopt { shard, session: 1 << 99, position, fence: 9, life: 3 },
+        Frame::Vouch { shard, life: 3 },
         Frame::Drop { shard, fence: 10 },
         Frame::Record(tail),
     ];
@@ -196,7 +197,7 @@ fn every_kind_of_frame_comes_back() {
     let found = std::sync::Mutex::new(Vec::new());
     let replay = Replay {
         starts: &[Lsn(1); SHARDS as usize],
-        durable: Lsn(5),
+        durable: Lsn(6),
         same_boot: false,
         expects_log: true,
         threads: 2,

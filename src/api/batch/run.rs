@@ -21,7 +21,7 @@ use super::super::problem::{Kind, Problem};
 use super::super::watch::{Busy, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
-use crate::coordinator::{IdempotencyKey, Read, Written};
+use crate::coordinator::{Got, IdempotencyKey, Read, Written};
 use crate::entry::{Key, Timestamp, Verdict};
 use crate::metrics::Op;
 use crate::store::{Found, Lookup};
@@ -207,8 +207,8 @@ async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
         Step::Get(key) => {
             let read = Read { consistency: shared.consistency, min_version: None };
             let result = match coordinator.get(key.as_bytes(), read).await {
-                Ok(Lookup::Hit(found)) => Ok(Done::Got(found)),
-                Ok(Lookup::Miss(_)) => Err(Problem::absent()),
+                Ok(Got { lookup: Lookup::Hit(found), .. }) => Ok(Done::Got(found)),
+                Ok(Got { lookup: Lookup::Miss(_), .. }) => Err(Problem::absent()),
                 Err(error) => Err(error.into()),
             };
             (Op::Get, result)

@@ -1,0 +1,225 @@
+//! Reading one key: here where possible, else from the nearest copy that may answer.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::entry::{Position, ShardId, Timestamp, Version};
+use crate::replica::Seen;
+use crate::store::{Found, Lookup};
+use crate::topology::{Configuration, Copies, NodeId, Seat};
+use crate::wire::{self, Ask, Reply};
+
+use super::{Consistency, Coordinator, Data, Error, NO_PRIMARY, Read, primary_of};
+
+/// How long another copy may take to answer a read before the next is asked.
+const COPY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A copy that heard nothing from its primary for longer than this says so.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
+/// What a read came to.
+#[derive(Clone, Debug)]
+pub struct Got {
+    /// The entry, or why there is none.
+    pub lookup: Lookup,
+    /// For how long the copy that answered has been out of touch with its primary.
+    pub stale: Option<Duration>,
+}
+
+impl From<Lookup> for Got {
+    fn from(lookup: Lookup) -> Self {
+        Self { lookup, stale: None }
+    }
+}
+
+impl Coordinator {
+    /// Reads one key. A miss is counted by its reason.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while starting or stopping, and when too few copies could be asked;
+    /// [`Error::Unknown`] when a linearizable read cannot vouch for what it saw.
+    pub async fn get(&self, key: &[u8], read: Read) -> Result<Got, Error> {
+        let data = self.admit()?;
+        let copies = match read.consistency {
+            Consistency::Linearizable => {
+                let lookup = self.get_at_primary(data, key, true).await?;
+                return Ok(self.counted(lookup.into()));
+            }
+            Consistency::Configured => Copies::Count(self.0.read_copies.load(Ordering::Relaxed)),
+            Consistency::Async | Consistency::One => Copies::Count(1),
+            Consistency::Quorum => Copies::Majority,
+            Consistency::All => Copies::All,
+        };
+        if copies == Copies::Count(1) {
+            let got = self.get_nearest(data, key, read.min_version).await?;
+            return Ok(self.counted(got));
+        }
+        let shard = data.replica().placement().shard_of(key);
+        let lookup = match read.min_version {
+            // Whatever others have, the primary has at least that.
+            Some(_) => self.get_at_primary(data, key, false).await?,
+            None => self.get_newest(data, key, shard, copies).await?,
+        };
+        Ok(self.counted(lookup.into()))
+    }
+
+    fn counted(&self, got: Got) -> Got {
+        if let Lookup::Miss(reason) = &got.lookup {
+            self.0.metrics.miss(*reason);
+        }
+        got
+    }
+
+    /// From this node's copy, or the nearest one; what it does not have is asked of the primary.
+    async fn get_nearest(
+        &self,
+        data: &Data,
+        key: &[u8],
+        min_version: Option<Version>,
+    ) -> Result<Got, Error> {
+        let shard = data.replica().placement().shard_of(key);
+        let near = match data.replica().get(key, Timestamp::now()) {
+            Some(seen) if seen.leads && min_version.is_none() => return Ok(seen.lookup.into()),
+            Some(seen) => Some(seen),
+            None => data.peek_elsewhere(key, shard).await,
+        };
+        let Some(seen) = near else {
+            return self.get_at_primary(data, key, false).await.map(Got::from);
+        };
+        let recent = min_version.is_none_or(|version| seen.highest >= version);
+        if recent && matches!(seen.lookup, Lookup::Hit(_)) {
+            return Ok(Got { stale: data.stale(shard), lookup: seen.lookup });
+        }
+        match self.get_at_primary(data, key, false).await {
+            Ok(lookup) => Ok(lookup.into()),
+            // Better an old answer that says so than none.
+            Err(_) if recent => {
+                let stale = data.stale(shard).or(Some(super::PATIENCE));
+                Ok(Got { lookup: seen.lookup, stale })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn get_at_primary(
+        &self,
+        data: &Data,
+        key: &[u8],
+        linearizable: bool,
+    ) -> Result<Lookup, Error> {
+        let shard = data.replica().placement().shard_of(key);
+        let ask = Ask::Get { key: Bytes::copy_from_slice(key), linearizable };
+        match self.ask_primary(data, shard, &ask, false).await?.0 {
+            Reply::Entry { entry, .. } => Ok(lookup_of(entry)),
+            other => Err(data.error_of(other, false)),
+        }
+    }
+
+    /// The newest of what so many voters of each set have.
+    async fn get_newest(
+        &self,
+        data: &Data,
+        key: &[u8],
+        shard: ShardId,
+        copies: Copies,
+    ) -> Result<Lookup, Error> {
+        let configuration = data.topology.borrow().shard(shard).cloned().ok_or(NO_PRIMARY)?;
+        let asked = configuration.seats().into_iter().filter(|seat| configuration.is_voter(*seat));
+        let mut answers: futures_util::stream::FuturesUnordered<_> = asked
+            .map(|seat| async move { (seat, data.peek(key, seat.node).await) })
+            .collect();
+        let mut heard: Vec<Seat> = Vec::new();
+        let mut newest: Option<(Position, Lookup)> = None;
+        while let Some((seat, seen)) = futures_util::StreamExt::next(&mut answers).await {
+            let Some(seen) = seen else { continue };
+            heard.push(seat);
+            if newest.as_ref().is_none_or(|(position, _)| seen.position > *position) {
+                newest = Some((seen.position, seen.lookup));
+            }
+            if configuration.has_quorum(copies, |seat| heard.contains(&seat)) {
+                break;
+            }
+        }
+        match newest {
+            Some((_, lookup)) if configuration.has_quorum(copies, |s| heard.contains(&s)) => {
+                Ok(lookup)
+            }
+            _ => Err(Error::Unavailable {
+                why: "too few copies of the key's shard could be read in time",
+                retry_after: super::RETRY_AFTER,
+            }),
+        }
+    }
+}
+
+impl Data {
+    /// What the copy on a node has of a key.
+    async fn peek(&self, key: &[u8], node: NodeId) -> Option<Seen> {
+        if node == self.replica().me().node {
+            return self.replica().get(key, Timestamp::now());
+        }
+        let ask = wire::to_vec(&Ask::Peek { key: Bytes::copy_from_slice(key) });
+        let answer = self.replication.carrier().call(node, ask, COPY_PATIENCE).await.ok()?;
+        match wire::get(&answer).ok()? {
+            Reply::Entry { entry, position, highest, leads } => {
+                Some(Seen { lookup: lookup_of(entry), position, highest, leads })
+            }
+            _ => None,
+        }
+    }
+
+    /// What another node's copy has of a key: those in touch first, in this node's zone before
+    /// others.
+    async fn peek_elsewhere(&self, key: &[u8], shard: ShardId) -> Option<Seen> {
+        for node in self.nearest(shard) {
+            if let Some(seen) = self.peek(key, node).await {
+                return Some(seen);
+            }
+        }
+        None
+    }
+
+    /// The other nodes with a voting copy of a shard, nearest first.
+    pub(super) fn nearest(&self, shard: ShardId) -> Vec<NodeId> {
+        let topology = self.topology.borrow().clone();
+        let me = self.replica().me().node;
+        let zone = |node: NodeId| topology.members.get(&node).map(|member| &member.about.zone);
+        let here = zone(me);
+        let mut nodes: Vec<NodeId> = topology
+            .shard(shard)
+            .map(|configuration: &std::sync::Arc<Configuration>| configuration.voters.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|seat| seat.node)
+            .filter(|node| *node != me)
+            .collect();
+        let carrier = self.replication.carrier();
+        nodes.sort_by_key(|node| (carrier.silent_for(*node).is_some(), zone(*node) != here));
+        nodes
+    }
+
+    /// For how long this node has been out of touch with a shard's primary, if it is.
+    fn stale(&self, shard: ShardId) -> Option<Duration> {
+        let (_, primary) = primary_of(&self.topology.borrow(), shard)?;
+        if primary.node == self.replica().me().node {
+            return None;
+        }
+        let silent = self.replication.carrier().silent_for(primary.node)?;
+        (silent >= STALE_AFTER).then_some(silent)
+    }
+}
+
+fn lookup_of(entry: Result<crate::shard::EntryCopy, crate::metrics::Miss>) -> Lookup {
+    match entry {
+        Ok(entry) => Lookup::Hit(Found::elsewhere(
+            entry.key.as_bytes(),
+            &entry.value,
+            &entry.content_type,
+            entry.version,
+            entry.expires_at,
+        )),
+        Err(reason) => Lookup::Miss(reason),
+    }
+}

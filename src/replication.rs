@@ -1,0 +1,239 @@
+//! Carries what the copies of a shard say between this node's replica and the other nodes.
+//!
+//! Invariant: what vouches for this node's disk leaves only when the log is settled so far. It
+//! decides nothing; it never waits for another node.
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::sync::watch;
+
+use crate::disk::Disk;
+use crate::entry::{ShardId, Timestamp};
+use crate::replica::{Replica, Work};
+use crate::shard::{Envelope, Message, Staged};
+use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
+use crate::wal::{self, BACKLOG_BYTES_MAX};
+
+/// Pause between two ticks of the shards.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// While more bytes than this wait for the disk, records from other nodes are not taken: they
+/// will come again.
+const BACKLOG_TAKEN_MAX: usize = 4 * BACKLOG_BYTES_MAX;
+
+/// Why a request to another node has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It surely never left this node.
+    #[error("not sent")]
+    NotSent,
+    /// It may have arrived.
+    #[error("no answer")]
+    Lost,
+}
+
+/// A request to another node, under way.
+pub type Call<'a> = Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>>;
+
+/// The way to the other nodes.
+pub trait Carrier: fmt::Debug + Send + Sync + 'static {
+    /// Sends a message, or drops it: whoever said it will say it again.
+    fn send(&self, envelope: &Envelope);
+
+    /// Asks a node and waits for the answer.
+    fn call(&self, to: NodeId, ask: Vec<u8>, timeout: Duration) -> Call<'_>;
+
+    /// For how long nothing was heard of a node; `None` if all is well.
+    fn silent_for(&self, node: NodeId) -> Option<Duration>;
+}
+
+/// The way of a node that has no others.
+#[derive(Debug)]
+pub struct Nobody;
+
+impl Carrier for Nobody {
+    fn send(&self, _: &Envelope) {}
+
+    fn call(&self, _: NodeId, _: Vec<u8>, _: Duration) -> Call<'_> {
+        Box::pin(async { Err(CallError::NotSent) })
+    }
+
+    fn silent_for(&self, _: NodeId) -> Option<Duration> {
+        None
+    }
+}
+
+/// The topology of a node that is no cluster's: it has every shard, alone.
+pub fn alone(replica: &Replica) -> watch::Receiver<Arc<Topology>> {
+    let num_shards = replica.placement().num_shards();
+    let mut topology = Topology::default();
+    topology.apply(Command::Found {
+        cluster: Cluster { id: 0, hash_seed: 0, num_shards },
+        founder: replica.me().node,
+        about: Announcement { life: replica.me().life, ..Announcement::default() },
+        epoch: 1,
+    });
+    watch::channel(Arc::new(topology)).1
+}
+
+/// Where copies of shards that come from elsewhere are kept.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The data directory.
+    pub dir: PathBuf,
+    /// Whose.
+    pub cluster_id: u128,
+}
+
+/// A replica and its way to the others.
+#[derive(Debug)]
+pub struct Replication {
+    replica: Arc<Replica>,
+    carrier: Arc<dyn Carrier>,
+    shelf: Shelf,
+}
+
+impl Replication {
+    /// Brings them together.
+    pub fn new(replica: Arc<Replica>, carrier: Arc<dyn Carrier>, shelf: Shelf) -> Arc<Self> {
+        Arc::new(Self { replica, carrier, shelf })
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
+    /// The way to the others.
+    pub fn carrier(&self) -> &dyn Carrier {
+        &*self.carrier
+    }
+
+    /// Sends what is to be sent, settles what is to be settled, and so on until nothing is left.
+    /// In the log's modes `off` and `async` it never suspends.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn carry_out(self: &Arc<Self>, mut work: Work) -> Result<(), wal::Error> {
+        loop {
+            for envelope in work.messages.drain(..) {
+                self.carrier.send(&envelope);
+            }
+            for (shard, staged) in work.copied.drain(..) {
+                self.finish_copy(shard, staged);
+            }
+            if work.is_settled() {
+                return Ok(());
+            }
+            self.replica.wal().settle(Replica::to_settle(&work)).await?;
+            self.replica.after_settling(Timestamp::now(), &mut work)?;
+        }
+    }
+
+    /// As [`Replication::carry_out`], from where nothing can be awaited: at once if the disk need
+    /// not be waited for, else in a task of its own.
+    pub fn carry_out_soon(self: &Arc<Self>, work: Work) {
+        let this = self.clone();
+        let mut rest = Box::pin(async move { this.carry_out(work).await });
+        match (&mut rest).now_or_never() {
+            // A log that has failed says so to the server, which then stops.
+            Some(Ok(()) | Err(_)) => {}
+            None => drop(tokio::spawn(rest)),
+        }
+    }
+
+    /// Takes messages from other nodes, in their order.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn receive(
+        self: &Arc<Self>,
+        envelopes: impl Iterator<Item = Envelope>,
+    ) -> Result<(), wal::Error> {
+        let mut work = Work::default();
+        let now = Timestamp::now();
+        for envelope in envelopes {
+            let grows = matches!(envelope.message, Message::Append { .. });
+            if grows && self.replica.wal().backlog_bytes() > BACKLOG_TAKEN_MAX {
+                continue;
+            }
+            self.replica.receive(envelope, now, &mut work)?;
+        }
+        self.carry_out_soon(work);
+        Ok(())
+    }
+
+    /// Follows the topology, and lets the shards tick, until dropped or until the log fails.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn run(
+        self: Arc<Self>,
+        mut topology: watch::Receiver<Arc<Topology>>,
+    ) -> Result<(), wal::Error> {
+        let mut pace = tokio::time::interval(TICK);
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut known = Arc::new(Topology::default());
+        let mut follows = true;
+        loop {
+            let mut work = Work::default();
+            let now = topology.borrow_and_update().clone();
+            self.configure(&known, &now, &mut work)?;
+            known = now;
+            self.replica.tick(Timestamp::now(), &mut work)?;
+            self.carry_out(work).await?;
+            tokio::select! {
+                _ = pace.tick() => {}
+                changed = topology.changed(), if follows => follows = changed.is_ok(),
+            }
+        }
+    }
+
+    /// Gives the shards the configurations that are new.
+    fn configure(
+        &self,
+        old: &Topology,
+        new: &Topology,
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        let now = Timestamp::now();
+        for (id, configuration) in new.shards.iter().enumerate() {
+            if old.shards.get(id).is_none_or(|known| !Arc::ptr_eq(known, configuration)) {
+                let shard = ShardId(id as u16);
+                self.replica.configure(shard, configuration.clone(), now, work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a complete copy durable and takes it into use, on a thread that may block.
+    fn finish_copy(self: &Arc<Self>, shard: ShardId, staged: Box<Staged>) {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut work = Work::default();
+            let Shelf { disk, dir, cluster_id } = this.shelf.clone();
+            let shelf = (disk, dir.as_path(), cluster_id);
+            let took =
+                this.replica.finish_copy(shard, *staged, shelf, Timestamp::now(), &mut work);
+            match took {
+                Ok(true) => tracing::debug!(shard = shard.0, "a copy of the shard is complete"),
+                Ok(false) => tracing::debug!(shard = shard.0, "a stale copy was dropped"),
+                Err(error) => tracing::error!(
+                    %error,
+                    shard = shard.0,
+                    "a copy of a shard could not be kept; it will be asked for again"
+                ),
+            }
+            this.carry_out_soon(work);
+        });
+    }
+}
