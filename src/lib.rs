@@ -37,6 +37,11 @@ pub mod shard;
 
 pub mod replica;
 
+// The connections between nodes.
+pub mod tls;
+
+pub mod peer;
+
 pub mod coordinator;
 
 // What it looks like from outside.
