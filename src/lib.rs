@@ -37,11 +37,25 @@ pub mod shard;
 
 pub mod replica;
 
+// Between nodes: connections, who seems alive, what all agree on.
+pub mod tls;
+
+pub mod peer;
+
+pub mod gossip;
+
+pub mod consensus;
+
+pub mod birth;
+
+// The cluster's work: carrying records, serving clients, keeping copies where they should be.
 pub mod wire;
 
 pub mod replication;
 
 pub mod coordinator;
+
+pub mod controller;
 
 // What it looks like from outside.
 pub mod backup;

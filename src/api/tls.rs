@@ -3,19 +3,17 @@
 //! A [`Material`] is complete and consistent or does not exist, so a reload either takes effect as
 //! a whole or leaves the old one in force.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::error::X509Error;
-use x509_parser::nom;
+use rustls::server::WebPkiClientVerifier;
 
 use crate::entry::Timestamp;
+use crate::tls::{authorities, certificates, private_key, unusable, validity};
+
+pub use crate::tls::TlsError;
 
 /// Protocols offered under TLS, the preferred one first (ALPN, RFC 7301).
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -28,102 +26,6 @@ pub enum ClientAuth {
     None,
     /// They need one that the CA file's authorities signed.
     Required,
-}
-
-/// Why files cannot serve for TLS.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}; check tls_cert_file, tls_key_file, tls_ca_file and the files' permissions", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file is not PEM where it should be.
-    #[error("{} is damaged at {part}: {source}", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Which part of it.
-        part: String,
-        /// Why.
-        source: pem::Error,
-    },
-    /// A file lacks what it is named for.
-    #[error("{} holds no {what} in PEM ('-----BEGIN …')", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// What should be in it.
-        what: &'static str,
-    },
-    /// A certificate is not X.509.
-    #[error("the certificate in {} cannot be understood: {source}", path.display())]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: nom::Err<X509Error>,
-    },
-    /// The certificate's time is over.
-    #[error("the certificate in {} expired on {on}; renew it", path.display())]
-    Expired {
-        /// The file.
-        path: PathBuf,
-        /// When.
-        on: String,
-    },
-    /// The certificate's time has not come.
-    #[error("the certificate in {} is not valid before {on}; check this machine's clock", path.display())]
-    NotYetValid {
-        /// The file.
-        path: PathBuf,
-        /// From when on.
-        on: String,
-    },
-    /// Certificate and key are of different pairs.
-    #[error("the key in {} does not belong to the certificate in {}", key.display(), cert.display())]
-    KeyMismatch {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-    },
-    /// Certificate and key cannot be used.
-    #[error("the certificate in {} and the key in {} cannot be used: {source}", cert.display(), key.display())]
-    Unusable {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// A certificate of the CA file cannot be an authority.
-    #[error("certificate {number} in {} cannot be an authority: {source}", path.display())]
-    Authority {
-        /// The file.
-        path: PathBuf,
-        /// Which of its certificates, from 1.
-        number: usize,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// The authorities cannot verify clients.
-    #[error("clients cannot be verified by the authorities in {}: {source}", path.display())]
-    Verifier {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: VerifierBuilderError,
-    },
-    /// Client certificates are required, and nothing says whose.
-    #[error(
-        "tls_client_auth is required, but tls_ca_file is not set; name the file of the authorities that sign clients"
-    )]
-    NoAuthorities,
 }
 
 /// Certificates and settings that connections are accepted with.
@@ -164,13 +66,8 @@ impl Material {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder.with_single_cert(chain, private).map_err(|source| {
-            let (cert, key) = (cert.to_owned(), key.to_owned());
-            match source {
-                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch { cert, key },
-                source => TlsError::Unusable { cert, key, source },
-            }
-        })?;
+        let mut config =
+            builder.with_single_cert(chain, private).map_err(|e| unusable(cert, key, e))?;
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         Ok(Self { config: Arc::new(config), not_after })
     }
@@ -184,63 +81,4 @@ impl Material {
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let bytes = read(path)?;
-    let mut chain = Vec::new();
-    for (n, parsed) in CertificateDer::pem_slice_iter(&bytes).enumerate() {
-        chain.push(parsed.map_err(|source| TlsError::Pem {
-            path: path.to_owned(),
-            part: format!("certificate {}", n + 1),
-            source,
-        })?);
-    }
-    match chain.is_empty() {
-        true => Err(TlsError::Missing { path: path.to_owned(), what: "certificate" }),
-        false => Ok(chain),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|source| match source {
-        pem::Error::NoItemsFound => {
-            TlsError::Missing { path: path.to_owned(), what: "private key" }
-        }
-        source => {
-            TlsError::Pem { path: path.to_owned(), part: "the private key".to_owned(), source }
-        }
-    })
-}
-
-fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for (n, certificate) in certificates(path)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|source| TlsError::Authority {
-            path: path.to_owned(),
-            number: n + 1,
-            source,
-        })?;
-    }
-    Ok(roots)
-}
-
-/// Checks that a certificate is valid now; until when it is.
-fn validity(path: &Path, certificate: &CertificateDer<'_>) -> Result<Timestamp, TlsError> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
-    let validity = parsed.validity();
-    let (from, until) = (validity.not_before, validity.not_after);
-    let now = i64::try_from(Timestamp::now().0 / 1000).unwrap_or(i64::MAX);
-    if until.timestamp() < now {
-        return Err(TlsError::Expired { path: path.to_owned(), on: until.to_string() });
-    }
-    if from.timestamp() > now {
-        return Err(TlsError::NotYetValid { path: path.to_owned(), on: from.to_string() });
-    }
-    Ok(Timestamp(u64::try_from(until.timestamp()).unwrap_or(0).saturating_mul(1000)))
 }
