@@ -37,6 +37,9 @@ pub mod shard;
 
 pub mod replica;
 
+// The other nodes: who they are, and whether they seem alive.
+pub mod gossip;
+
 pub mod coordinator;
 
 // What it looks like from outside.
