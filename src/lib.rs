@@ -37,6 +37,9 @@ pub mod shard;
 
 pub mod replica;
 
+// What all nodes agree on.
+pub mod consensus;
+
 pub mod coordinator;
 
 // What it looks like from outside.
