@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use openraft::ServerState;
 use tokio::time::{sleep, timeout};
 
+use super::message::Request;
 use super::{Inner, Metrics, StoredMembership};
 use crate::topology::NodeId;
 
@@ -16,6 +17,9 @@ const TURN: Duration = Duration::from_millis(60);
 
 /// After so many tries openraft's own timers take over.
 const TRIES_MAX: u32 = 8;
+
+/// A voter has this long to hear that the leader resigns.
+const RESIGN_WITHIN: Duration = Duration::from_millis(100);
 
 /// Being without a leader for longer is worth a warning.
 const LEADERLESS_AFTER: Duration = Duration::from_secs(2);
@@ -158,6 +162,31 @@ impl Seen {
     }
 }
 
+impl Inner {
+    /// Tells the voters that this leader will not go on, so that they elect another at once.
+    pub(super) async fn resign(&self) {
+        let metrics = self.raft.metrics().borrow().clone();
+        let term = metrics.current_term;
+        let others = voters(&metrics.membership_config).into_iter().filter(|node| *node != self.me);
+        let tell = |node| self.peers.ask(node, "", Request::Resign { term }, RESIGN_WITHIN);
+        // Whoever does not hear it waits for its timers, as it would have anyway.
+        futures_util::future::join_all(others.map(tell)).await;
+    }
+
+    /// A leader said that it will not go on.
+    pub(super) fn leader_resigned(&self, leader: NodeId, term: u64) {
+        let present = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            metrics.current_leader.map(|leader| (leader, metrics.current_term))
+        };
+        if present == Some((leader, term)) {
+            *self.resigned.lock() = present;
+            self.elect.notify_one();
+        }
+    }
+}
+
 /// Waits to be told that the leader is gone, and then contests.
 pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
     loop {
@@ -199,8 +228,9 @@ async fn campaign(inner: &Inner) {
             _ = metrics.wait_for(led) => return,
             () = sleep(wait) => {}
         }
+        let resigned = *inner.resigned.lock() == lost.0.map(|leader| (leader, lost.1));
         let heard = inner.heard.lock().is_some_and(|heard| heard > told);
-        if heard || inner.raft.trigger().elect().await.is_err() {
+        if (heard && !resigned) || inner.raft.trigger().elect().await.is_err() {
             return;
         }
     }

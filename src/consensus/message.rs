@@ -46,6 +46,8 @@ pub(super) enum Request {
     Propose { command: Command, within_ms: u32 },
     /// To the leader: which entry must be applied to have all that is committed by now.
     Confirm { within_ms: u32 },
+    /// From the leader of this term: it will not go on leading; elect another.
+    Resign { term: u64 },
 }
 
 /// What is answered.
@@ -61,6 +63,8 @@ pub(super) enum Reply {
     Outcome(Outcome),
     /// To [`Request::Confirm`].
     Confirmed(Option<u64>),
+    /// To [`Request::Resign`].
+    Noted,
     /// Another leads, perhaps this one; ask there.
     NotLeader(Option<NodeId>),
     /// It did not come about in time. It still may.
@@ -132,7 +136,7 @@ impl Request {
                 let fits = end <= SNAPSHOT_BYTES_MAX;
                 fits && install.vote.is_committed() && voted_for(&install.vote)
             }
-            Self::Propose { .. } | Self::Confirm { .. } => true,
+            Self::Propose { .. } | Self::Confirm { .. } | Self::Resign { .. } => true,
         }
     }
 }

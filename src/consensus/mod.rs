@@ -16,7 +16,8 @@
 //! election timeout. That is right for a leader that is only slow, and long for one whose process
 //! is gone. So [`Consensus::elect`] is told of a broken connection: each voter then becomes a
 //! candidate at its turn, which ends its loyalty to the old leader, and the first whose turn comes
-//! after a majority's wins.
+//! after a majority's wins. A leader that stops, or has lost its vote, brings about the same by
+//! saying so.
 //!
 //! # Caveats
 //!
@@ -176,8 +177,10 @@ struct Inner {
     leadership: watch::Sender<Leadership>,
     /// When a leader's entries or sign of life were last accepted here.
     heard: Mutex<Option<Instant>>,
-    /// The connection to the leader broke.
+    /// The connection to the leader broke, or it resigned.
     elect: Notify,
+    /// The leader that resigned last, and its term.
+    resigned: Mutex<Option<(NodeId, u64)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -231,7 +234,7 @@ impl Consensus {
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let leadership = watch::Sender::new(Leadership::unknown());
-        let (heard, elect) = (Mutex::new(None), Notify::new());
+        let (heard, elect, resigned) = (Mutex::new(None), Notify::new(), Mutex::new(None));
         let inner = Arc::new(Inner {
             me,
             config,
@@ -242,6 +245,7 @@ impl Consensus {
             leadership,
             heard,
             elect,
+            resigned,
             tasks,
             stop,
         });
@@ -310,12 +314,16 @@ impl Consensus {
         Bytes::from(message::pack(&reply))
     }
 
-    /// Ends this node's part: what was answered is on the disk, and the file is closed.
+    /// Ends this node's part: a leader says so to the others, what was answered is on the disk, and
+    /// the file is closed.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.stop.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
+        if inner.leadership.borrow().leads {
+            inner.resign().await;
+        }
         if let Err(e) = inner.raft.shutdown().await {
             tracing::warn!("the topology's Raft ended in disorder: {e}");
         }
@@ -386,6 +394,10 @@ impl Inner {
             }
             Request::Confirm { within_ms } => {
                 self.confirm_here(Duration::from_millis(within_ms.into())).await
+            }
+            Request::Resign { term } => {
+                self.leader_resigned(from, term);
+                Reply::Noted
             }
         }
     }

@@ -33,6 +33,8 @@ enum Step {
     Set(Nodes),
     /// These vote, and nobody else.
     Vote(BTreeSet<NodeId>),
+    /// This node leads without a vote: one that votes is to lead.
+    Resign,
     /// These are members no more.
     Remove(BTreeSet<NodeId>),
 }
@@ -88,6 +90,7 @@ impl Inner {
         tracing::debug!(?step, "the topology's Raft membership changes");
         let change = match step {
             Step::Set(nodes) => ChangeMembers::SetNodes(nodes),
+            Step::Resign => return self.resign().await,
             Step::Vote(voters) => ChangeMembers::ReplaceAllVoters(voters),
             Step::Remove(nodes) => ChangeMembers::RemoveNodes(nodes),
         };
@@ -147,6 +150,9 @@ fn next_step(
         let alive = |node: NodeId| node == me || dead(node).is_none();
         let possible = sets.iter().all(|set| majority(set, alive)) && majority(&chosen, alive);
         return possible.then_some(Step::Vote(chosen));
+    }
+    if !chosen.contains(&me) {
+        return Some(Step::Resign);
     }
     let gone = |node: &NodeId| !topology.members.contains_key(node) && !present.contains(node);
     let gone: BTreeSet<NodeId> = known.into_keys().filter(gone).collect();

@@ -33,7 +33,7 @@ const CACHE_BYTES: usize = 8 << 20;
 
 /// Nobody waits for the mark of what is committed; it is written with the next write, or after
 /// this long.
-const COMMITTED_WITHIN: Duration = Duration::from_millis(50);
+pub(super) const COMMITTED_WITHIN: Duration = Duration::from_millis(50);
 
 const LOG_NAME: &str = "log";
 const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new(LOG_NAME);

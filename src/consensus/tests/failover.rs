@@ -10,9 +10,9 @@ const THREE: [u64; 3] = [1, 2, 3];
 
 async fn three() -> Net {
     let net = Net::founded(3).await;
-    net.voters_are(1, &THREE).await;
     for node in THREE {
-        net.sees(node, |topology| topology.members.len() == 3).await;
+        // Until a follower knows, the old voters are needed as well.
+        net.voters_are(node, &THREE).await;
     }
     net
 }
@@ -63,6 +63,26 @@ async fn told_of_the_broken_connection_the_others_do_not_wait_for_their_timers()
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         net.node(left[0]).propose(enter(left[0], "2.0"), Duration::from_secs(5)).await.unwrap();
     }
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_in_order_says_so() {
+    let mut net = Net::new();
+    net.config.election_timeout_min = Duration::from_secs(10);
+    net.config.election_timeout_max = Duration::from_secs(20);
+    net.found().await;
+    net.join(1).await;
+    net.join(1).await;
+    for node in THREE {
+        net.voters_are(node, &THREE).await;
+    }
+    let leader = net.leader_among(&THREE).await;
+    let began = Instant::now();
+    net.node(leader).shutdown().await;
+    let next = net.leader_among(&others(leader)).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    net.node(next).propose(enter(next, "2.0"), Duration::from_secs(5)).await.unwrap();
     net.end().await;
 }
 

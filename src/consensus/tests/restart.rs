@@ -8,6 +8,7 @@ use openraft::raft::VoteRequest;
 
 use super::net::{Net, PATIENCE, about, enter, found, runs};
 use crate::consensus::message::{self, Envelope, Request};
+use crate::consensus::store::COMMITTED_WITHIN;
 use crate::consensus::{CallError, Config, Consensus, Error, Node, Nodes, Vote};
 use crate::topology::{Command, NodeId};
 
@@ -78,7 +79,9 @@ async fn whoever_is_far_behind_gets_a_snapshot() {
     net.sees(2, runs(1, "2.59")).await;
     let snapshot = node.inner.raft.metrics().borrow().snapshot;
     assert!(snapshot.is_some_and(|log_id| log_id.index > 30), "{snapshot:?}");
-    // A start from the snapshot, too.
+    // A start from the snapshot, too, and from the entries that are known to be committed. Nobody
+    // waits for that mark to be written, so it may be late.
+    tokio::time::sleep(COMMITTED_WITHIN * 4).await;
     net.kill(2).await;
     net.stop(1).await;
     let node = net.open(2).await;
