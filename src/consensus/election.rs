@@ -173,64 +173,72 @@ impl Inner {
         futures_util::future::join_all(others.map(tell)).await;
     }
 
-    /// A leader said that it will not go on.
-    pub(super) fn leader_resigned(&self, leader: NodeId, term: u64) {
-        let present = {
+    /// A leader is gone, or resigned: has it contested, if it is the present one and not this node.
+    pub(super) fn contest(&self, leader: NodeId, resigned: bool) {
+        let term = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow();
-            metrics.current_leader.map(|leader| (leader, metrics.current_term))
+            (metrics.current_leader == Some(leader)).then_some(metrics.current_term)
         };
-        if present == Some((leader, term)) {
-            *self.resigned.lock() = present;
-            self.elect.notify_one();
+        let Some(term) = term.filter(|_| leader != self.me) else {
+            return;
+        };
+        {
+            let mut lost = self.lost.lock();
+            let same = lost.filter(|lost| (lost.leader, lost.term) == (leader, term));
+            let resigned = resigned || same.is_some_and(|lost| lost.resigned);
+            *lost = Some(Lost { leader, term, resigned, told: Instant::now() });
         }
+        self.elect.notify_one();
     }
+}
+
+/// A leader that is to be replaced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    leader: NodeId,
+    term: u64,
+    /// It said so itself: that it is still heard of does not count.
+    resigned: bool,
+    told: Instant,
 }
 
 /// Waits to be told that the leader is gone, and then contests.
 pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
     loop {
         inner.elect.notified().await;
-        campaign(&inner).await;
+        let lost = *inner.lost.lock();
+        if let Some(lost) = lost {
+            campaign(&inner, lost).await;
+        }
     }
 }
 
-/// Tries to become the leader, at this node's turn and again, until there is one.
+/// Tries to become the leader, at this node's turn and again, until there is another one.
 ///
 /// The rival of higher number has the higher vote in the same term; so with one turn for each, the
 /// first whose turn comes after a majority has given up the old leader wins.
-async fn campaign(inner: &Inner) {
-    let told = Instant::now();
+async fn campaign(inner: &Inner, lost: Lost) {
     let mut metrics = inner.raft.metrics();
-    let lost = {
-        let metrics = metrics.borrow();
-        (metrics.current_leader, metrics.current_term)
+    let replaced = |metrics: &Metrics| {
+        let led = metrics.current_leader.map(|leader| (leader, metrics.current_term));
+        led.is_some_and(|led| led != (lost.leader, lost.term))
     };
-    if lost.0 == Some(inner.me) {
-        return;
-    }
     for attempt in 0..TRIES_MAX {
         let mut rivals = voters(&metrics.borrow().membership_config);
-        if let Some(gone) = lost.0 {
-            rivals.remove(&gone);
-        }
+        rivals.remove(&lost.leader);
         let Some(turn) = rivals.iter().position(|node| *node == inner.me) else {
             return;
         };
         let turns = if attempt == 0 { turn } else { rivals.len() };
         let wait = TURN * u32::try_from(turns).unwrap_or(u32::MAX);
-        let led = |metrics: &Metrics| {
-            let leader = metrics.current_leader;
-            leader.is_some() && (leader, metrics.current_term) != lost
-        };
         tokio::select! {
             biased;
-            _ = metrics.wait_for(led) => return,
+            _ = metrics.wait_for(replaced) => return,
             () = sleep(wait) => {}
         }
-        let resigned = *inner.resigned.lock() == lost.0.map(|leader| (leader, lost.1));
-        let heard = inner.heard.lock().is_some_and(|heard| heard > told);
-        if (heard && !resigned) || inner.raft.trigger().elect().await.is_err() {
+        let heard = inner.heard.lock().is_some_and(|heard| heard > lost.told);
+        if (heard && !lost.resigned) || inner.raft.trigger().elect().await.is_err() {
             return;
         }
     }

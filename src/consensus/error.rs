@@ -103,6 +103,9 @@ pub enum Damage {
     /// redb cannot read it.
     #[error("{0}")]
     Redb(#[source] Arc<redb::Error>),
+    /// It is gone.
+    #[error("it is missing")]
+    Missing,
     /// It is a redb file, but none of ours.
     #[error("it was not written by aegiskv")]
     Foreign,

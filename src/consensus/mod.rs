@@ -55,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::topology::{Command, NodeId, Outcome, Rejection, Topology};
+use election::Lost;
 use log::Log;
 use machine::Machine;
 use message::{Envelope, Refusal, Reply, Request};
@@ -123,6 +124,9 @@ pub struct Config {
     pub dead: watch::Receiver<Arc<BTreeSet<NodeId>>>,
     /// A voter that has been dead for so long is replaced, if another member can vote.
     pub replace_dead_after: Duration,
+    /// The file may be made if it is missing. Not so for a member: without its file it could vote
+    /// twice in one term.
+    pub may_be_new: bool,
     /// A snapshot is made after so many entries.
     pub snapshot_entries: u64,
     /// So many entries are kept behind a snapshot, for those who are a little late.
@@ -138,6 +142,7 @@ impl Config {
             election_timeout_max: Duration::from_millis(800),
             dead,
             replace_dead_after: Duration::from_secs(10),
+            may_be_new: true,
             snapshot_entries: 1000,
             kept_entries: 200,
         }
@@ -177,10 +182,10 @@ struct Inner {
     leadership: watch::Sender<Leadership>,
     /// When a leader's entries or sign of life were last accepted here.
     heard: Mutex<Option<Instant>>,
-    /// The connection to the leader broke, or it resigned.
+    /// The leader that is to be replaced: its connection broke, or it resigned.
+    lost: Mutex<Option<Lost>>,
+    /// There is one.
     elect: Notify,
-    /// The leader that resigned last, and its term.
-    resigned: Mutex<Option<(NodeId, u64)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -195,6 +200,9 @@ impl Consensus {
     /// Takes this node's part up again as its file has it; with a new file it waits to be founded,
     /// or to be addressed by a leader. `name` is this node's, for whoever traces openraft.
     ///
+    /// A node that has just got its number opens this before it writes the number down elsewhere;
+    /// then a member's file is never rightly missing.
+    ///
     /// # Errors
     /// The file cannot be used, or the times in `config` do not go together.
     pub async fn open(
@@ -205,9 +213,9 @@ impl Consensus {
         config: Config,
     ) -> Result<Self, Error> {
         let raft_config = Arc::new(config.raft(name)?);
-        let path = path.to_owned();
+        let (path, may_be_new) = (path.to_owned(), config.may_be_new);
         let (store, machine) = log::blocking(move || {
-            let store = Store::open(&path, me)?;
+            let store = Store::open(&path, me, may_be_new)?;
             match Machine::load(Arc::clone(&store)) {
                 Ok(machine) => Ok((store, machine)),
                 Err(e) => {
@@ -234,7 +242,7 @@ impl Consensus {
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let leadership = watch::Sender::new(Leadership::unknown());
-        let (heard, elect, resigned) = (Mutex::new(None), Notify::new(), Mutex::new(None));
+        let (heard, lost, elect) = (Mutex::new(None), Mutex::new(None), Notify::new());
         let inner = Arc::new(Inner {
             me,
             config,
@@ -244,8 +252,8 @@ impl Consensus {
             topology,
             leadership,
             heard,
+            lost,
             elect,
-            resigned,
             tasks,
             stop,
         });
@@ -263,9 +271,12 @@ impl Consensus {
         if inner.topology.borrow().cluster.is_some() {
             return Ok(());
         }
-        let Command::Found { ref about, .. } = command else {
+        let Command::Found { ref about, founder, .. } = command else {
             return Err(Error::Refused(Rejection::NotFounded));
         };
+        if founder != inner.me {
+            return Err(Error::Refused(Rejection::NotAMember(founder)));
+        }
         let node = Node { name: about.name.clone(), addr: about.peer_addr.clone() };
         match inner.raft.initialize([(inner.me, node)].into_iter().collect::<Nodes>()).await {
             // It was done before.
@@ -299,10 +310,10 @@ impl Consensus {
         self.inner.store.failure()
     }
 
-    /// The connection to the leader broke: this node starts an election at its turn, if it votes
-    /// and no leader is heard of before. Costs little when it is wrong.
-    pub fn elect(&self) {
-        self.inner.elect.notify_one();
+    /// The connection to a node broke. If that one leads, and this one votes, it starts an election
+    /// at its turn, unless a leader is heard of before. Costs little when it is wrong.
+    pub fn elect(&self, gone: NodeId) {
+        self.inner.contest(gone, false);
     }
 
     /// Answers a message of another node's consensus. Any bytes may come.
@@ -396,7 +407,9 @@ impl Inner {
                 self.confirm_here(Duration::from_millis(within_ms.into())).await
             }
             Request::Resign { term } => {
-                self.leader_resigned(from, term);
+                if self.raft.metrics().borrow().current_term == term {
+                    self.contest(from, true);
+                }
                 Reply::Noted
             }
         }

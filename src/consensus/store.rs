@@ -120,13 +120,16 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the file, making it if it is missing, and starts the thread that writes. Blocks.
+    /// Opens the file, making it if it is missing and may be new, and starts the thread that
+    /// writes. Blocks.
     ///
     /// # Errors
     /// Whatever speaks against going on with this file; see [`Error`].
-    pub(super) fn open(path: &Path, me: NodeId) -> Result<Arc<Self>, Error> {
-        if !path.exists() {
-            make(path, me)?;
+    pub(super) fn open(path: &Path, me: NodeId, may_be_new: bool) -> Result<Arc<Self>, Error> {
+        match path.try_exists().map_err(|e| Error::io("find", path, e))? {
+            true => {}
+            false if may_be_new => make(path, me)?,
+            false => return Err(Error::damaged(path, Damage::Missing)),
         }
         // A damaged page makes redb panic at times, where an error was meant.
         let opened = panic::catch_unwind(AssertUnwindSafe(|| open(path, me)));

@@ -34,7 +34,7 @@ impl Drop for Open {
 impl StoreBuilder<Types, Log, Machine, Open> for Files {
     async fn build(&self) -> Result<(Open, Log, Machine), StorageError<NodeId>> {
         let dir = TempDir::new().unwrap();
-        let store = Store::open(&dir.path().join("topology.redb"), ME).unwrap();
+        let store = Store::open(&dir.path().join("topology.redb"), ME, true).unwrap();
         let machine = Machine::load(Arc::clone(&store)).unwrap();
         Ok((Open(Arc::clone(&store), dir), Log(store), machine))
     }
@@ -70,14 +70,14 @@ fn image(path: &Path) -> PathBuf {
 fn what_was_answered_outlives_a_kill() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     append(&store, 0..=5);
     write(&store, Write::Truncate(4)).unwrap();
     write(&store, Write::Purge(1, encode(&1_u64))).unwrap();
     let vote = Vote::new(7, NodeId(2));
     write(&store, Write::Put(vec![(Key::Vote, encode(&vote))])).unwrap();
 
-    let again = Store::open(&image(&path), ME).unwrap();
+    let again = Store::open(&image(&path), ME, true).unwrap();
     assert_eq!(entries(&again, ..), ["entry 2", "entry 3"]);
     assert_eq!(again.last_index().unwrap(), Some(3));
     assert_eq!(again.get::<u64>(Key::Purged).unwrap(), Some(1));
@@ -90,17 +90,17 @@ fn what_was_answered_outlives_a_kill() {
 fn what_is_noted_as_committed_is_written_soon_and_when_closing() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     store.note_committed(encode(&4_u64));
     assert_eq!(store.committed::<u64>().unwrap(), Some(4));
     store.note_committed(encode(&5_u64));
     store.close();
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     assert_eq!(store.committed::<u64>().unwrap(), Some(5));
     store.note_committed(encode(&6_u64));
     // With the next write it is there too.
     append(&store, 0..=0);
-    let again = Store::open(&image(&path), ME).unwrap();
+    let again = Store::open(&image(&path), ME, true).unwrap();
     assert_eq!(again.committed::<u64>().unwrap(), Some(6));
     again.close();
     store.close();
@@ -109,7 +109,7 @@ fn what_is_noted_as_committed_is_written_soon_and_when_closing() {
 #[test]
 fn a_message_takes_as_many_entries_as_fit_and_one_at_least() {
     let dir = TempDir::new().unwrap();
-    let store = Store::open(&dir.path().join("topology.redb"), ME).unwrap();
+    let store = Store::open(&dir.path().join("topology.redb"), ME, true).unwrap();
     append(&store, 0..=4);
     // Each has 4 bytes of checksum, 1 of length, 7 of text.
     let fitting = |bytes_max| store.entries::<String>(1..4, bytes_max).unwrap().len();
@@ -125,7 +125,7 @@ fn a_message_takes_as_many_entries_as_fit_and_one_at_least() {
 fn the_log_is_measured_until_a_snapshot_is_made() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     append(&store, 0..=1);
     assert_eq!(store.log_bytes(), 16);
     write(&store, Write::Put(vec![(Key::Snapshot, vec![1])])).unwrap();
@@ -139,7 +139,7 @@ fn a_file_that_is_no_topology_is_refused_with_the_way_out() {
     let path = dir.path().join("topology.redb");
     let refused = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        Store::open(&path, ME).unwrap_err().to_string()
+        Store::open(&path, ME, true).unwrap_err().to_string()
     };
     for error in [refused(b"no database"), refused(&[0; 100_000]), refused(b"")] {
         assert!(error.contains("topology.redb cannot be used"), "{error}");
@@ -147,8 +147,10 @@ fn a_file_that_is_no_topology_is_refused_with_the_way_out() {
     }
 
     fs::remove_file(&path).unwrap();
+    let error = Store::open(&path, ME, false).unwrap_err();
+    assert!(matches!(error, Error::Damaged { damage: Damage::Missing, .. }), "{error:?}");
     Database::create(&path).unwrap().close().unwrap();
-    let error = Store::open(&path, ME).unwrap_err();
+    let error = Store::open(&path, ME, true).unwrap_err();
     assert!(matches!(error, Error::Damaged { damage: Damage::Foreign, .. }), "{error:?}");
 }
 
@@ -156,18 +158,18 @@ fn a_file_that_is_no_topology_is_refused_with_the_way_out() {
 fn the_file_of_another_node_or_of_a_newer_version_is_refused() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
-    let error = Store::open(&path, ME).unwrap_err();
+    let store = Store::open(&path, ME, true).unwrap();
+    let error = Store::open(&path, ME, true).unwrap_err();
     assert!(matches!(error, Error::InUse { .. }), "{error:?}");
     write(&store, Write::Put(vec![(Key::Node, encode(&NodeId(8)))])).unwrap();
     store.close();
-    let error = Store::open(&path, ME).unwrap_err().to_string();
+    let error = Store::open(&path, ME, true).unwrap_err().to_string();
     assert!(error.contains("is node 8's, and this is node 3"), "{error}");
 
-    let store = Store::open(&path, NodeId(8)).unwrap();
+    let store = Store::open(&path, NodeId(8), true).unwrap();
     write(&store, Write::Put(vec![(Key::Format, encode(&2_u32))])).unwrap();
     store.close();
-    let error = Store::open(&path, NodeId(8)).unwrap_err().to_string();
+    let error = Store::open(&path, NodeId(8), true).unwrap_err().to_string();
     assert!(error.contains("has format 2, this aegiskv reads up to 1"), "{error}");
 }
 
@@ -175,7 +177,7 @@ fn the_file_of_another_node_or_of_a_newer_version_is_refused() {
 fn a_flipped_bit_is_noticed_or_harmless_but_never_a_panic() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     append(&store, 0..=20);
     store.close();
     let sound = fs::read(&path).unwrap();
@@ -186,7 +188,7 @@ fn a_flipped_bit_is_noticed_or_harmless_but_never_a_panic() {
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.write_all_at(&[sound[place] ^ 0x10], place as u64).unwrap();
         drop(file);
-        match Store::open(&path, ME) {
+        match Store::open(&path, ME, true) {
             Ok(store) => {
                 let found = store.entries::<String>(.., usize::MAX);
                 store.close();
@@ -204,7 +206,7 @@ fn a_flipped_bit_is_noticed_or_harmless_but_never_a_panic() {
 fn after_a_failed_write_nothing_is_written_and_everybody_is_told() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topology.redb");
-    let store = Store::open(&path, ME).unwrap();
+    let store = Store::open(&path, ME, true).unwrap();
     let failure = store.failure();
     append(&store, 0..=0);
     assert!(failure.borrow().is_none());
@@ -221,7 +223,7 @@ fn after_a_failed_write_nothing_is_written_and_everybody_is_told() {
 #[test]
 fn writes_at_once_share_a_transaction() {
     let dir = TempDir::new().unwrap();
-    let store = Store::open(&dir.path().join("topology.redb"), ME).unwrap();
+    let store = Store::open(&dir.path().join("topology.redb"), ME, true).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let one = |index: u64| store.write(Write::Append(vec![(index, encode(&"x"))]));

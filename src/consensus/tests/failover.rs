@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::net::{Net, PATIENCE, enter, runs};
 use crate::consensus::ProposeError;
-use crate::topology::Outcome;
+use crate::topology::{NodeId, Outcome};
 
 const THREE: [u64; 3] = [1, 2, 3];
 
@@ -57,7 +57,7 @@ async fn told_of_the_broken_connection_the_others_do_not_wait_for_their_timers()
         net.kill(leader).await;
         left.retain(|node| *node != leader);
         let began = Instant::now();
-        left.iter().for_each(|node| net.node(*node).elect());
+        left.iter().for_each(|node| net.node(*node).elect(NodeId(leader)));
         let next = net.leader_among(&left).await;
         println!("node {next} leads after {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -93,7 +93,8 @@ async fn a_leader_that_is_heard_of_is_not_contested() {
     let term = net.leadership(leader).term;
     // The voter whose turn is last hears of the leader before.
     let last = *others(leader).last().unwrap();
-    net.node(last).elect();
+    net.node(last).elect(NodeId(leader));
+    net.node(last).elect(NodeId(last));
     tokio::time::sleep(Duration::from_millis(300)).await;
     // A busy machine may have cost the leader its term, but then another reason has.
     let now = net.leadership(net.leader_among(&THREE).await);
