@@ -1,0 +1,245 @@
+//! Who leads the group: published, told to operators, and contested when the leader is gone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::ServerState;
+use tokio::time::{sleep, timeout};
+
+use super::message::Request;
+use super::{Inner, Metrics, StoredMembership};
+use crate::topology::NodeId;
+
+/// The voters start their elections one after the other, so far apart: long enough for one to be
+/// decided, fsyncs included.
+const TURN: Duration = Duration::from_millis(60);
+
+/// After so many tries openraft's own timers take over.
+const TRIES_MAX: u32 = 8;
+
+/// A voter has this long to hear that the leader resigns.
+const RESIGN_WITHIN: Duration = Duration::from_millis(100);
+
+/// Being without a leader for longer is worth a warning.
+const LEADERLESS_AFTER: Duration = Duration::from_secs(2);
+
+/// Who leads the group, as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// Raft's term.
+    pub term: u64,
+    /// The leader, unless an election is under way. It may be gone without this node knowing.
+    pub leader: Option<NodeId>,
+    /// This node leads, has applied what its predecessors committed, and has lately heard from a
+    /// majority.
+    pub leads: bool,
+    /// This node votes.
+    pub votes: bool,
+    /// When the leader came, or was lost.
+    pub since: Instant,
+}
+
+impl Leadership {
+    pub(super) fn unknown() -> Self {
+        Self { term: 0, leader: None, leads: false, votes: false, since: Instant::now() }
+    }
+
+    fn of(metrics: &Metrics, before: &Self, quorum_lost_after: Duration) -> Self {
+        let (leader, term) = (metrics.current_leader, metrics.current_term);
+        let is_leader = metrics.state == ServerState::Leader && leader == Some(metrics.id);
+        // A new leader knows what is committed only when an entry of its own term is.
+        let own = |applied: &super::LogId| applied.leader_id.term == term;
+        let caught_up = metrics.last_applied.as_ref().is_some_and(own);
+        let heard = metrics
+            .millis_since_quorum_ack
+            .is_some_and(|millis| Duration::from_millis(millis) < quorum_lost_after);
+        let changed = (before.leader, before.term) != (leader, term);
+        Self {
+            term,
+            leader,
+            leads: is_leader && caught_up && heard,
+            votes: voters(&metrics.membership_config).contains(&metrics.id),
+            since: if changed { Instant::now() } else { before.since },
+        }
+    }
+}
+
+/// Everybody whose vote counts, in either set while the voters change.
+pub(super) fn voters(membership: &StoredMembership) -> BTreeSet<NodeId> {
+    membership.voter_ids().collect()
+}
+
+impl Inner {
+    /// A leader that has heard from no majority for so long leads no more, whatever it thinks.
+    fn quorum_lost_after(&self) -> Duration {
+        self.config.election_timeout_max * 2
+    }
+}
+
+/// Publishes who leads, logs changes of leader and voters, and quiets a leader without majority.
+pub(super) async fn observe(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.metrics();
+    let mut seen = Seen::default();
+    loop {
+        let now = metrics.borrow_and_update().clone();
+        if let Err(fatal) = &now.running_state {
+            if !matches!(fatal, openraft::error::Fatal::Stopped) {
+                inner.store.fail(&inner.ended(fatal.clone()));
+            }
+            return;
+        }
+        let next = Leadership::of(&now, &inner.leadership.borrow(), inner.quorum_lost_after());
+        quiet_without_majority(&inner, &now, &next);
+        seen.tell(&inner, &now, &next);
+        inner.leadership.send_if_modified(|present| {
+            let changed = *present != next;
+            *present = next;
+            changed
+        });
+        // What is told by the passing of time is looked at even if nothing changes.
+        if let Ok(Err(_)) = timeout(LEADERLESS_AFTER, metrics.changed()).await {
+            return;
+        }
+    }
+}
+
+/// The signs of life of a leader keep its followers from electing another. One that has no
+/// majority must fall silent, or those it reaches could never elect one that has.
+fn quiet_without_majority(inner: &Inner, metrics: &Metrics, next: &Leadership) {
+    let lost = metrics.state == ServerState::Leader
+        && next.since.elapsed() > inner.quorum_lost_after()
+        && metrics
+            .millis_since_quorum_ack
+            .is_none_or(|millis| Duration::from_millis(millis) > inner.quorum_lost_after());
+    inner.raft.runtime_config().heartbeat(!lost);
+}
+
+/// What was told last.
+#[derive(Default)]
+struct Seen {
+    leader: Option<NodeId>,
+    leaderless: bool,
+    voters: Option<BTreeSet<NodeId>>,
+}
+
+impl Seen {
+    fn tell(&mut self, inner: &Inner, metrics: &Metrics, next: &Leadership) {
+        let membership = metrics.membership_config.membership();
+        let name = |node: NodeId| match membership.get_node(&node) {
+            Some(known) => known.name.clone(),
+            None => inner.topology.borrow().name(node),
+        };
+        let founded = membership.voter_ids().next().is_some();
+        match next.leader {
+            Some(leader) if self.leader != Some(leader) || self.leaderless => {
+                tracing::info!("{} leads the topology (term {})", name(leader), next.term);
+                (self.leader, self.leaderless) = (Some(leader), false);
+            }
+            None if founded && !self.leaderless && next.since.elapsed() >= LEADERLESS_AFTER => {
+                let voters: Vec<String> = membership.voter_ids().map(name).collect();
+                tracing::warn!(
+                    "nobody leads the topology: it cannot change until more than half of {} reach \
+                     each other",
+                    voters.join(", ")
+                );
+                self.leaderless = true;
+            }
+            _ => {}
+        }
+        if membership.get_joint_config().len() != 1 {
+            return;
+        }
+        let voters = voters(&metrics.membership_config);
+        if let Some(before) = self.voters.replace(voters.clone()) {
+            for node in voters.difference(&before) {
+                tracing::info!("{} votes in the topology now", name(*node));
+            }
+            for node in before.difference(&voters) {
+                tracing::info!("{} does not vote in the topology any more", name(*node));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Tells the voters that this leader will not go on, so that they elect another at once.
+    pub(super) async fn resign(&self) {
+        let metrics = self.raft.metrics().borrow().clone();
+        let term = metrics.current_term;
+        let others = voters(&metrics.membership_config).into_iter().filter(|node| *node != self.me);
+        let tell = |node| self.peers.ask(node, "", Request::Resign { term }, RESIGN_WITHIN);
+        // Whoever does not hear it waits for its timers, as it would have anyway.
+        futures_util::future::join_all(others.map(tell)).await;
+    }
+
+    /// A leader is gone, or resigned: has it contested, if it is the present one and not this node.
+    pub(super) fn contest(&self, leader: NodeId, resigned: bool) {
+        let term = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.current_leader == Some(leader)).then_some(metrics.current_term)
+        };
+        let Some(term) = term.filter(|_| leader != self.me) else {
+            return;
+        };
+        {
+            let mut lost = self.lost.lock();
+            let same = lost.filter(|lost| (lost.leader, lost.term) == (leader, term));
+            let resigned = resigned || same.is_some_and(|lost| lost.resigned);
+            *lost = Some(Lost { leader, term, resigned, told: Instant::now() });
+        }
+        self.elect.notify_one();
+    }
+}
+
+/// A leader that is to be replaced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    leader: NodeId,
+    term: u64,
+    /// It said so itself: that it is still heard of does not count.
+    resigned: bool,
+    told: Instant,
+}
+
+/// Waits to be told that the leader is gone, and then contests.
+pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
+    loop {
+        inner.elect.notified().await;
+        let lost = *inner.lost.lock();
+        if let Some(lost) = lost {
+            campaign(&inner, lost).await;
+        }
+    }
+}
+
+/// Tries to become the leader, at this node's turn and again, until there is another one.
+///
+/// The rival of higher number has the higher vote in the same term; so with one turn for each, the
+/// first whose turn comes after a majority has given up the old leader wins.
+async fn campaign(inner: &Inner, lost: Lost) {
+    let mut metrics = inner.raft.metrics();
+    let replaced = |metrics: &Metrics| {
+        let led = metrics.current_leader.map(|leader| (leader, metrics.current_term));
+        led.is_some_and(|led| led != (lost.leader, lost.term))
+    };
+    for attempt in 0..TRIES_MAX {
+        let mut rivals = voters(&metrics.borrow().membership_config);
+        rivals.remove(&lost.leader);
+        let Some(turn) = rivals.iter().position(|node| *node == inner.me) else {
+            return;
+        };
+        let turns = if attempt == 0 { turn } else { rivals.len() };
+        let wait = TURN * u32::try_from(turns).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            _ = metrics.wait_for(replaced) => return,
+            () = sleep(wait) => {}
+        }
+        let heard = inner.heard.lock().is_some_and(|heard| heard > lost.told);
+        if (heard && !lost.resigned) || inner.raft.trigger().elect().await.is_err() {
+            return;
+        }
+    }
+}

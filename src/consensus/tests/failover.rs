@@ -1,0 +1,175 @@
+//! Leaders that are lost, and who leads then.
+
+use std::time::{Duration, Instant};
+
+use super::net::{Net, PATIENCE, enter, runs};
+use crate::consensus::ProposeError;
+use crate::topology::{NodeId, Outcome};
+
+const THREE: [u64; 3] = [1, 2, 3];
+
+async fn three() -> Net {
+    let net = Net::founded(3).await;
+    for node in THREE {
+        // Until a follower knows, the old voters are needed as well.
+        net.voters_are(node, &THREE).await;
+    }
+    net
+}
+
+fn others(of: u64) -> Vec<u64> {
+    THREE.into_iter().filter(|node| *node != of).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_leads_when_the_leader_dies_and_commands_go_on() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    net.kill(leader).await;
+    let left = others(leader);
+    let outcome = net.node(left[0]).propose(enter(left[0], "2.0"), PATIENCE).await.unwrap();
+    assert_eq!(outcome, Outcome::Done);
+    net.sees(left[1], runs(left[0], "2.0")).await;
+    let next = net.leader_among(&left).await;
+    assert_eq!(net.leadership(next).leader.map(|node| node.0), Some(next));
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_of_the_broken_connection_the_others_do_not_wait_for_their_timers() {
+    let mut net = Net::new();
+    // With these times the timers alone would take 20 s at least.
+    net.config.election_timeout_min = Duration::from_secs(10);
+    net.config.election_timeout_max = Duration::from_secs(20);
+    net.found().await;
+    for _ in 2..=5 {
+        net.join(1).await;
+    }
+    let all = [1, 2, 3, 4, 5];
+    net.voters_are(1, &all).await;
+    for node in all {
+        net.sees(node, |topology| topology.members.len() == 5).await;
+        net.voters_are(node, &all).await;
+    }
+    let mut left = all.to_vec();
+    for _ in 0..2 {
+        let leader = net.leader_among(&left).await;
+        net.kill(leader).await;
+        left.retain(|node| *node != leader);
+        let began = Instant::now();
+        left.iter().for_each(|node| net.node(*node).elect(NodeId(leader)));
+        let next = net.leader_among(&left).await;
+        println!("node {next} leads after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        net.node(left[0]).propose(enter(left[0], "2.0"), Duration::from_secs(5)).await.unwrap();
+    }
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_in_order_says_so() {
+    let mut net = Net::new();
+    net.config.election_timeout_min = Duration::from_secs(10);
+    net.config.election_timeout_max = Duration::from_secs(20);
+    net.found().await;
+    net.join(1).await;
+    net.join(1).await;
+    for node in THREE {
+        net.voters_are(node, &THREE).await;
+    }
+    let leader = net.leader_among(&THREE).await;
+    let began = Instant::now();
+    net.node(leader).shutdown().await;
+    let next = net.leader_among(&others(leader)).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    net.node(next).propose(enter(next, "2.0"), Duration::from_secs(5)).await.unwrap();
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_heard_of_is_not_contested() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let term = net.leadership(leader).term;
+    // The voter whose turn is last hears of the leader before.
+    let last = *others(leader).last().unwrap();
+    net.node(last).elect(NodeId(leader));
+    net.node(last).elect(NodeId(last));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // A busy machine may have cost the leader its term, but then another reason has.
+    let now = net.leadership(net.leader_among(&THREE).await);
+    assert!(now.term == term || now.leader.map(|node| node.0) != Some(last), "{now:?}");
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_decides_nothing_and_learns_what_the_majority_did() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    net.cut(leader, true);
+    let within = Duration::from_millis(700);
+    let error = net.node(leader).propose(enter(leader, "lost"), within).await.unwrap_err();
+    assert!(matches!(error, ProposeError::TimedOut { .. }), "{error:?}");
+
+    let left = others(leader);
+    net.leader_among(&left).await;
+    net.node(left[0]).propose(enter(left[0], "kept"), PATIENCE).await.unwrap();
+    assert!(!runs(left[0], "kept")(&net.node(leader).topology().borrow()));
+    net.cut(leader, false);
+    let seen = net.sees(leader, runs(left[0], "kept")).await;
+    assert!(!runs(leader, "lost")(&seen));
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_majority_says_that_it_does_not_lead() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    for other in others(leader) {
+        net.stop(other).await;
+    }
+    let node = net.node(leader);
+    let mut leadership = node.leadership();
+    let given_up = leadership.wait_for(|now| !now.leads);
+    tokio::time::timeout(PATIENCE, given_up).await.unwrap().unwrap();
+    let error = node.linearizable(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(error, ProposeError::TimedOut { .. }), "{error:?}");
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_reaches_no_majority_does_not_keep_the_others_from_electing() {
+    let net = Net::founded(5).await;
+    let all = [1, 2, 3, 4, 5];
+    net.voters_are(1, &all).await;
+    for node in all {
+        net.voters_are(node, &all).await;
+    }
+    let leader = net.leader_among(&all).await;
+    let rest: Vec<u64> = all.into_iter().filter(|node| *node != leader).collect();
+    // One is gone; two see each other and the bridge, which still sees the leader.
+    net.stop(rest[3]).await;
+    net.cut_between(leader, rest[0]);
+    net.cut_between(leader, rest[1]);
+    let majority = &rest[..3];
+    let next = net.leader_among(majority).await;
+    assert_ne!(next, leader);
+    net.node(rest[0]).propose(enter(rest[0], "2.0"), PATIENCE).await.unwrap();
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_has_commands_decided_and_sees_all_that_was_committed_before() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let left = others(leader);
+    for (i, version) in ["2.0", "2.1", "2.2"].into_iter().enumerate() {
+        let (proposer, reader) = (left[i % 2], left[(i + 1) % 2]);
+        net.node(proposer).propose(enter(proposer, version), PATIENCE).await.unwrap();
+        let seen = net.node(reader).linearizable(PATIENCE).await.unwrap();
+        assert!(runs(proposer, version)(&seen));
+    }
+    let seen = net.node(leader).linearizable(PATIENCE).await.unwrap();
+    assert!(runs(left[0], "2.2")(&seen));
+    net.end().await;
+}
