@@ -37,6 +37,9 @@ pub mod shard;
 
 pub mod replica;
 
+// How a cluster is born.
+pub mod birth;
+
 pub mod coordinator;
 
 // What it looks like from outside.
