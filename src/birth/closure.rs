@@ -100,10 +100,8 @@ impl Acquaintance {
             Listed { addr: addr.clone(), found }
         };
         let heard = |(name, peer): (&String, &Peer)| {
-            self.is_fresh(peer.heard, now).then(|| Heard {
-                name: name.clone(),
-                peer_addr: peer.newborn.peer_addr.clone(),
-            })
+            self.is_fresh(peer.heard, now)
+                .then(|| Heard { name: name.clone(), peer_addr: peer.newborn.peer_addr.clone() })
         };
         let hears = self.peers.iter().filter_map(heard).take(HEARD_MAX).collect();
         (self.listed.iter().map(listed).collect(), hears)
@@ -246,12 +244,7 @@ impl Acquaintance {
     }
 
     /// Forgets what no longer matters; what is kept is bounded by that.
-    pub(super) fn prune(
-        &mut self,
-        closure: &Closure,
-        addresses: &BTreeSet<String>,
-        now: Instant,
-    ) {
+    pub(super) fn prune(&mut self, closure: &Closure, addresses: &BTreeSet<String>, now: Instant) {
         let silent_after = self.silent_after;
         self.peers.retain(|name, peer| {
             closure.names.contains(name) || now.saturating_duration_since(peer.heard) < silent_after
@@ -278,9 +271,11 @@ impl Acquaintance {
             return;
         }
         closure.addresses.insert(addr.to_owned());
-        if self.places.get(addr).is_some_and(|place| {
-            matches!(place.who, Some(Who::Me | Who::Member { .. }))
-        }) {
+        if self
+            .places
+            .get(addr)
+            .is_some_and(|place| matches!(place.who, Some(Who::Me | Who::Member { .. })))
+        {
             return;
         }
         match self.newborn_at(addr) {

@@ -232,12 +232,7 @@ impl Birth {
         (!newborn.is_some_and(|newborn| newborn.bootstrap), name)
     }
 
-    fn waits_for(
-        &self,
-        closure: &Closure,
-        missing: Vec<Missing>,
-        now: Instant,
-    ) -> Option<Waiting> {
+    fn waits_for(&self, closure: &Closure, missing: Vec<Missing>, now: Instant) -> Option<Waiting> {
         let founder = self.word.as_ref().filter(|word| !word.is_own() && !self.is_given_back(word));
         if let Some(word) = founder.filter(|word| !self.met.hears(&word.founder, now)) {
             let why = self.met.places.get(&word.founder_addr).and_then(|place| place.silence);

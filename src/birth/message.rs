@@ -91,7 +91,9 @@ pub enum MessageError {
     #[error("a message about the cluster's birth has {0} bytes, more than {MESSAGE_BYTES_MAX}")]
     TooLong(usize),
     /// It does not read as one.
-    #[error("a message about the cluster's birth cannot be read: {0}; is the other node's version the same?")]
+    #[error(
+        "a message about the cluster's birth cannot be read: {0}; is the other node's version the same?"
+    )]
     Unreadable(#[source] postcard::Error),
     /// A list or a text in it is longer than any node would make it.
     #[error("a message about the cluster's birth exceeds its bounds")]

@@ -67,10 +67,14 @@ pub struct Config {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Too many addresses.
-    #[error("addrs lists {0} addresses, more than {LISTED_MAX}; some of the nodes are enough, as long as all list some of the same")]
+    #[error(
+        "addrs lists {0} addresses, more than {LISTED_MAX}; some of the nodes are enough, as long as all list some of the same"
+    )]
     TooManyAddresses(usize),
     /// A name or an address that is empty or too long to be sent.
-    #[error("{0:?} is empty or longer than {TEXT_BYTES_MAX} bytes; give node_id, gossip_advertise_addr and addrs in full, but shorter")]
+    #[error(
+        "{0:?} is empty or longer than {TEXT_BYTES_MAX} bytes; give node_id, gossip_advertise_addr and addrs in full, but shorter"
+    )]
     Text(String),
 }
 
@@ -246,3 +250,5 @@ impl Birth {
 mod simulation_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;

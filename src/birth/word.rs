@@ -134,8 +134,8 @@ impl Word {
     pub fn keep(&self, disk: &dyn Disk, data_dir: &Path) -> Result<(), WordError> {
         let path = data_dir.join(FILE);
         let stored = Stored { format_version: FORMAT_VERSION, word: self.clone() };
-        let mut text = serde_json::to_vec_pretty(&stored)
-            .expect("a word has only strings, numbers and flags");
+        let mut text =
+            serde_json::to_vec_pretty(&stored).expect("a word has only strings, numbers and flags");
         text.push(b'\n');
         replace(disk, &path, &text).map_err(|source| WordError::Disk { path, source })
     }
