@@ -5,7 +5,7 @@ use super::Waiting;
 use super::world::{Chaos, INTERVAL, World};
 
 fn seeds() -> u64 {
-    std::env::var("AEGIS_BIRTH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+    std::env::var("AEGIS_BIRTH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
 }
 
 /// Up to six nodes with random lists, some through aliases, some with their own address.

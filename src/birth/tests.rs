@@ -247,6 +247,39 @@ fn a_wiped_founder_that_is_no_longer_the_lowest_sets_free_the_words_that_it_forg
 }
 
 #[test]
+fn a_wiped_founder_that_hears_of_a_forgotten_attempt_late_sets_it_aside_or_goes_above_it() {
+    let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(4));
+    let holder = Newborn { word: Some(open_word("x", "c", 7)), ..newborn("x") };
+    let mut given = lone(now, false);
+    let asking = Newborn { word: Some(open_word("a", "a", 1)), ..newborn("a") };
+    assert_eq!(given.on_knock(&asking, later).1, Some(open_word("c", "a", 1)));
+    let word = given.on_knock(&holder, later).1;
+    assert_eq!(word, Some(Word { given_up: 7, ..open_word("c", "a", 1) }));
+    let mut own = Birth::new(config("c", false), Some(open_word("c", "c", 1)), now).unwrap();
+    assert_eq!(own.on_knock(&holder, now).1, Some(open_word("c", "c", 8)));
+}
+
+#[test]
+fn an_attempt_that_was_given_up_is_never_taken_up_again() {
+    // c gave up its third attempt for d's; now d says that its own is over, and c is the lowest.
+    let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(4));
+    let word = Word { given_up: 3, ..open_word("c", "d", 1) };
+    let mut birth = Birth::new(config("c", false), Some(word), now).unwrap();
+    let over = Word { given_up: 1, ..open_word("d", "e", 1) };
+    birth.on_knock(&Newborn { word: Some(over), ..newborn("d") }, later);
+    assert!(birth.step(later).contains(&Action::Keep(open_word("c", "c", 4))));
+}
+
+#[test]
+fn who_gives_its_word_away_says_that_its_own_attempts_are_over() {
+    let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(4));
+    let mut birth = Birth::new(config("c", false), Some(open_word("c", "c", 5)), now).unwrap();
+    let asking = Newborn { word: Some(open_word("a", "a", 1)), ..newborn("a") };
+    let word = Word { given_up: 5, ..open_word("c", "a", 1) };
+    assert_eq!(birth.on_knock(&asking, later).1, Some(word));
+}
+
+#[test]
 fn an_attempt_yields_to_a_lower_name_that_comes_before_it_is_decided() {
     // b is about to found with c's word, but not d's; a comes.
     let mut world = World::of(&[("a", "bcd"), ("b", "bcd"), ("c", "bcd"), ("d", "bcd")]);
