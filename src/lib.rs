@@ -37,6 +37,9 @@ pub mod shard;
 
 pub mod replica;
 
+// Who leads and who holds each shard, beside the Raft leader.
+pub mod controller;
+
 pub mod coordinator;
 
 // What it looks like from outside.
