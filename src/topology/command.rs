@@ -28,7 +28,8 @@ pub struct Announcement {
     pub memory_bytes: u64,
 }
 
-/// A change of one shard's configuration. Without effect if the shard has left `from_epoch`.
+/// A change of one shard's configuration. Without effect if the shard has left `from_epoch`, or if
+/// [`Configuration::may_become`] does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Which shard.
@@ -216,12 +217,98 @@ impl Topology {
             return false;
         };
         let (from, mut to) = (present.epoch, change.to.clone());
-        let sound = from == change.from_epoch && !to.voters.is_empty() && to.is_voter(to.primary);
-        if !sound {
+        if from != change.from_epoch || !present.may_become(&to) {
             return false;
         }
         to.epoch = from + 1;
         *present = Arc::new(to);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARD: ShardId = ShardId(1);
+
+    fn about(name: &str, life: u64) -> Announcement {
+        Announcement { name: name.to_owned(), life, ..Announcement::default() }
+    }
+
+    fn seat(node: u64, life: u64) -> Seat {
+        Seat { node: NodeId(node), life }
+    }
+
+    fn founded() -> Topology {
+        let mut topology = Topology::default();
+        let cluster = Cluster { id: 7, hash_seed: 8, num_shards: 2 };
+        let (founder, about) = (NodeId(1), about("a", 10));
+        let found = Command::Found { cluster, founder, about, epoch: 5 };
+        assert_eq!(topology.apply(found.clone()), Outcome::Done);
+        assert_eq!(topology.apply(found), Outcome::Rejected(Rejection::Founded));
+        topology
+    }
+
+    fn change(from_epoch: u32, to: Configuration) -> Command {
+        Command::Configure(vec![Change { shard: SHARD, from_epoch, to }])
+    }
+
+    #[test]
+    fn each_change_is_a_new_epoch_and_only_the_first_of_two_takes_place() {
+        let mut topology = founded();
+        topology.apply(Command::Join(about("b", 20)));
+        let learner = vec![seat(2, 20)];
+        let to = Configuration { learners: learner, ..Configuration::alone(99, seat(1, 10)) };
+        let revision = topology.revision;
+        assert_eq!(topology.apply(change(5, to.clone())), Outcome::Configured(1));
+        assert_eq!(topology.shards[1].epoch, 6);
+        assert_eq!(topology.apply(change(5, to)), Outcome::Configured(0));
+        assert_eq!((topology.shards[1].epoch, topology.shards[0].epoch), (6, 5));
+        assert_eq!(topology.revision, revision + 1);
+    }
+
+    #[test]
+    fn an_unsound_change_has_no_effect() {
+        let mut topology = founded();
+        let stolen = Configuration::alone(5, seat(2, 20));
+        assert_eq!(topology.apply(change(5, stolen)), Outcome::Configured(0));
+        let beyond =
+            Change { shard: ShardId(2), from_epoch: 5, to: Configuration::alone(5, seat(1, 10)) };
+        assert_eq!(topology.apply(Command::Configure(vec![beyond])), Outcome::Configured(0));
+        assert_eq!(topology, founded());
+    }
+
+    #[test]
+    fn a_number_is_never_given_out_twice() {
+        let mut topology = founded();
+        let joined = |outcome| match outcome {
+            Outcome::Joined { node, .. } => node.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(joined(topology.apply(Command::Join(about("b", 20)))), 2);
+        assert_eq!(joined(topology.apply(Command::Join(about("b", 20)))), 2, "asked again");
+        assert_eq!(joined(topology.apply(Command::Join(about("b", 21)))), 3, "wiped");
+        assert!(!topology.members.contains_key(&NodeId(2)));
+        assert_eq!(topology.apply(Command::Remove(NodeId(3))), Outcome::Done);
+        assert_eq!(joined(topology.apply(Command::Join(about("b", 22)))), 4);
+    }
+
+    #[test]
+    fn the_only_holder_of_a_shard_cannot_be_removed() {
+        let mut topology = founded();
+        let needed = Rejection::Needed { node: NodeId(1), shard: ShardId(0) };
+        assert_eq!(topology.apply(Command::Remove(NodeId(1))), Outcome::Rejected(needed));
+        let stranger = Rejection::NotAMember(NodeId(9));
+        assert_eq!(topology.apply(Command::Remove(NodeId(9))), Outcome::Rejected(stranger));
+    }
+
+    #[test]
+    fn a_member_that_comes_with_another_life_leaves_its_old_seat_behind() {
+        let mut topology = founded();
+        let enter = Command::Enter { node: NodeId(1), about: about("a", 11) };
+        assert_eq!(topology.apply(enter), Outcome::Done);
+        assert!(!topology.is_present(topology.shards[0].primary));
+        assert!(topology.is_present(seat(1, 11)));
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{NodeId, Seat};
 
 /// How many copies must have a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copies {
     /// So many voters of each set, or all of a set that has fewer.
     Count(u32),
@@ -41,9 +41,9 @@ pub struct Configuration {
     pub old_voters: Vec<Seat>,
     /// Copies that are being brought level and count in no quorum.
     pub learners: Vec<Seat>,
-    /// The primary's copy was declared to be the one that counts, though acknowledged writes may
-    /// be missing from it: no majority that could vouch for them was left. True in the epoch that
-    /// declares it, and in no other.
+    /// Whether this epoch began without a majority of the voters before it: what they had
+    /// acknowledged may be missing. All other copies copy the only voter's whole, and versions
+    /// start a second above the clock.
     pub unclean: bool,
 }
 
@@ -51,13 +51,37 @@ impl Configuration {
     /// The first configuration of a shard: one copy.
     pub fn alone(epoch: u32, seat: Seat) -> Self {
         let (old_voters, learners) = (Vec::new(), Vec::new());
-        let unclean = false;
-        Self { epoch, primary: seat, voters: vec![seat], old_voters, learners, unclean }
+        Self { epoch, primary: seat, voters: vec![seat], old_voters, learners, unclean: false }
     }
 
     /// Whether the voters are changing.
     pub fn is_joint(&self) -> bool {
         !self.old_voters.is_empty()
+    }
+
+    /// Whether `next` may come right after this, as far as the two can tell.
+    ///
+    /// Each set names a node once, the primary is a voter, and a learner is none. The voters stay,
+    /// or change by way of a joint configuration, or are one after an unclean recovery. That the
+    /// present epoch's primary was active is for whoever proposes the change to know.
+    pub fn may_become(&self, next: &Self) -> bool {
+        let same = |a: &[Seat], b: &[Seat]| a.len() == b.len() && a.iter().all(|s| b.contains(s));
+        let sets_are_sound = next.sets().all(|set| !set.is_empty() && names_each_node_once(set));
+        let learners_are_sound = next
+            .learners
+            .iter()
+            .enumerate()
+            .all(|(at, seat)| !next.is_voter(*seat) && !next.learners[..at].contains(seat));
+        let voters_may_follow = if next.unclean {
+            next.voters.len() == 1 && !next.is_joint()
+        } else if same(&self.voters, &next.voters) && same(&self.old_voters, &next.old_voters) {
+            true
+        } else if self.is_joint() {
+            !next.is_joint() && same(&self.voters, &next.voters)
+        } else {
+            next.is_joint() && same(&self.voters, &next.old_voters)
+        };
+        sets_are_sound && learners_are_sound && next.is_voter(next.primary) && voters_may_follow
     }
 
     /// The set of voters, or the two sets.
@@ -112,6 +136,10 @@ impl Configuration {
     }
 }
 
+fn names_each_node_once(set: &[Seat]) -> bool {
+    set.iter().enumerate().all(|(at, seat)| set[..at].iter().all(|other| other.node != seat.node))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +157,43 @@ mod tests {
             learners: vec![seat(5)],
             unclean: false,
         }
+    }
+
+    #[test]
+    fn voters_change_by_way_of_both_sets_and_no_other() {
+        let alone = Configuration::alone(3, seat(1));
+        let with = |change: &dyn Fn(&mut Configuration)| {
+            let mut next = joint();
+            change(&mut next);
+            next
+        };
+        let settled = with(&|c| c.old_voters.clear());
+        let first = with(&|c| c.voters.clone_from(&c.old_voters));
+        let first = Configuration { old_voters: Vec::new(), ..first };
+        assert!(first.may_become(&joint()) && joint().may_become(&settled));
+        assert!(joint().may_become(&with(&|c| c.primary = seat(4))), "only the primary");
+        assert!(joint().may_become(&with(&|c| c.learners.clear())), "only learners");
+        assert!(!first.may_become(&settled), "left out the joint configuration");
+        assert!(!alone.may_become(&joint()), "the old set is not what it was");
+        assert!(!joint().may_become(&first), "backwards");
+        assert!(!joint().may_become(&with(&|c| c.voters = vec![seat(1), seat(2)])));
+        assert!(joint().may_become(&Configuration { unclean: true, ..alone.clone() }));
+        assert!(!joint().may_become(&with(&|c| c.unclean = true)));
+    }
+
+    #[test]
+    fn an_unsound_configuration_comes_after_none() {
+        let later = Seat { node: NodeId(2), life: 2 };
+        let bad = |change: &dyn Fn(&mut Configuration)| {
+            let mut next = joint();
+            change(&mut next);
+            !joint().may_become(&next)
+        };
+        assert!(bad(&|c| c.primary = seat(5)), "a learner leads");
+        assert!(bad(&|c| c.learners.push(seat(3))), "a voter learns");
+        assert!(bad(&|c| c.learners.push(seat(5))), "a learner twice");
+        assert!(bad(&|c| c.voters[0] = later), "two lives of a node in one set");
+        assert!(bad(&|c| c.voters.clear()));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod command;
 mod configuration;
+pub mod placement;
 
 use std::collections::BTreeMap;
 use std::fmt;

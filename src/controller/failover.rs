@@ -1,0 +1,73 @@
+//! Another primary: for one that seems failed at once, for one that should not lead as soon as it
+//! can hand over.
+
+use std::cmp::Reverse;
+
+use super::draft::{Draft, Reason};
+use super::evidence::{Condition, Failure};
+use super::health::Fitness;
+use super::note::HandOver;
+use super::view::View;
+use crate::entry::{Position, ShardId};
+use crate::topology::{Seat, Standing};
+
+/// Replaces each primary that failed, and moves away each that is better not primary.
+pub(super) fn plan(draft: &mut Draft<'_>) {
+    let view = draft.view;
+    for (shard, configuration) in view.shards() {
+        let primary = configuration.primary;
+        let candidates = configuration.seats();
+        if let Some(why) = failure(view, primary) {
+            if let Some(next) = successor(draft, shard, &candidates) {
+                draft.lead(shard, next, Reason::FailedOver(why));
+            }
+        } else if let Some(why) = reason_to_leave(view, primary)
+            && view.active(shard).is_some()
+            && let Some(next) = successor(draft, shard, &candidates)
+            && view.fitness(next.node) < view.fitness(primary.node)
+        {
+            draft.lead(shard, next, Reason::HandedOver(why));
+        }
+    }
+}
+
+/// The seat that should lead a shard instead of its primary: a live voter with memory; of the
+/// fittest the one whose log goes furthest, and of equals the one that leads least.
+pub(super) fn successor(draft: &Draft<'_>, shard: ShardId, among: &[Seat]) -> Option<Seat> {
+    let view = draft.view;
+    let configuration = view.configuration(shard);
+    let may_lead = |seat: &Seat| {
+        let vouches = view.copy(*seat, shard).is_none_or(|copy| copy.vouches);
+        *seat != configuration.primary
+            && configuration.is_voter(*seat)
+            && view.has_memory(*seat)
+            && vouches
+    };
+    among.iter().copied().filter(may_lead).min_by_key(|seat| {
+        let fitness = view.fitness(seat.node).unwrap_or(Fitness::Leaving);
+        let votes_once = !configuration.sets().all(|set| set.contains(seat));
+        let last = view.copy(*seat, shard).map_or(Position::default(), |copy| copy.last);
+        (fitness, votes_once, Reverse(last), draft.load(seat.node, 1), *seat)
+    })
+}
+
+/// Why a seat cannot lead, if it cannot.
+pub(super) fn failure(view: &View<'_>, seat: Seat) -> Option<Failure> {
+    if !view.topology.is_present(seat) {
+        return Some(Failure::LostMemory);
+    }
+    match view.node(seat.node)?.condition() {
+        Condition::Failed(why) => Some(why),
+        Condition::Well | Condition::Unknown => None,
+    }
+}
+
+fn reason_to_leave(view: &View<'_>, primary: Seat) -> Option<HandOver> {
+    let standing = view.node(primary.node)?.member.standing;
+    match (view.fitness(primary.node)?, standing) {
+        (Fitness::Fit | Fitness::Damped, _) => None,
+        (Fitness::ClockOff, _) => Some(HandOver::ClockOff),
+        (Fitness::Leaving, Standing::Decommissioning) => Some(HandOver::Decommissioning),
+        (Fitness::Leaving, _) => Some(HandOver::Restarting),
+    }
+}

@@ -1,0 +1,109 @@
+//! Decides about shards, beside the Raft leader: who leads them, who holds copies of them.
+//!
+//! Pure. [`Controller::plan`] takes the topology and what is seen of the members, and gives the
+//! commands that consensus should be asked for; a shell around it gathers the one and proposes the
+//! other, about ten times a second and at once on new evidence. A plan repeated before the last one
+//! took place does no harm, since each change names the epoch it starts from. What the controller
+//! remembers between plans makes it patient, never unsafe: another one, on the next leader, may
+//! start with nothing.
+//!
+//! In this order: a primary that seems failed is replaced ([`failover`]); a shard that has lost its
+//! majority goes on with what is left ([`recovery`]); copies come, go and move ([`copies`]);
+//! primaries are balanced ([`balance`]).
+//!
+//! Invariants: voters change only from an epoch whose primary reported itself active, and by way of
+//! a joint configuration, but for unclean recovery; a new voter is level; a primary votes, lives and
+//! remembers. It never knows a value, never asks a node for anything, and reads no clock.
+//!
+//! # Caveats
+//! A joint configuration whose new set loses its majority before it was active stays until its
+//! nodes return, or until unclean recovery.
+
+mod balance;
+mod copies;
+mod draft;
+mod evidence;
+mod failover;
+mod health;
+mod level;
+mod note;
+mod recovery;
+mod sight;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+mod wire;
+#[cfg(test)]
+mod world;
+
+use std::time::Duration;
+
+use crate::topology::{Command, Topology};
+
+pub use evidence::Failure;
+pub use note::{HandOver, Note};
+pub use sight::{Break, Link, Report, Role, Seems, Seen, ShardReport, Sight};
+pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
+
+/// What the operator has a say in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How many voters a shard should have.
+    pub replication_factor: usize,
+    /// How long a node must be dead before its data is copied elsewhere.
+    pub rebalance_delay: Duration,
+    /// What to do when no majority that remembers can be had.
+    pub unclean_recovery: UncleanRecovery,
+    /// How much copying may be under way to one node: so many moves of some shards each.
+    pub moves_per_node_max: usize,
+}
+
+/// What to do with a shard of whose voters no majority remembers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UncleanRecovery {
+    /// Go on with the copy that has most.
+    #[default]
+    Serve,
+    /// Wait for the operator.
+    Wait,
+}
+
+/// What should be done now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// For consensus, in this order.
+    pub commands: Vec<Command>,
+    /// For the log, once the commands took place.
+    pub notes: Vec<Note>,
+}
+
+/// The decisions, and what they remember.
+#[derive(Debug, Default)]
+pub struct Controller {
+    health: health::Health,
+    recovery: recovery::Recovery,
+    copies: copies::CopyRules,
+}
+
+impl Controller {
+    /// One that remembers nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What should be done now, given the topology and what is seen.
+    pub fn plan(&mut self, topology: &Topology, sight: &Sight, settings: &Settings) -> Plan {
+        let assessments = self.health.observe(topology, sight, settings);
+        let view = view::View::new(topology, sight, settings, &assessments);
+        let mut draft = draft::Draft::new(&view);
+        let mut told = Vec::new();
+        failover::plan(&mut draft);
+        self.recovery.plan(&mut draft, &mut told);
+        self.copies.plan(&mut draft, &mut told);
+        balance::plan(&mut draft);
+        let (command, mut notes) = draft.finish();
+        notes.append(&mut told);
+        Plan { commands: command.into_iter().collect(), notes }
+    }
+}

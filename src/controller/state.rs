@@ -1,0 +1,98 @@
+//! How shards are, in the words that operators see, and whether a node can be stopped.
+
+use super::Settings;
+use super::health::Health;
+use super::sight::Sight;
+use super::view::View;
+use crate::entry::ShardId;
+use crate::topology::{Copies, NodeId, Topology};
+
+/// How a shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ShardState {
+    /// It has all the copies it should have.
+    Healthy,
+    /// It is served, and has fewer copies than it should; none is on its way.
+    UnderReplicated,
+    /// It is served, and has fewer copies than it should; they are on their way.
+    CatchingUp,
+    /// It has all its copies, and some of them move.
+    Moving,
+    /// It has no active primary, or no majority.
+    Unavailable,
+}
+
+/// Why a node cannot be stopped: some shards would be left without a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{shards} shards, shard {first} among them, would be left without a quorum; wait until their \
+     other copies are there",
+    first = first.0
+)]
+pub struct Needed {
+    /// The first of them.
+    pub first: ShardId,
+    /// How many there are.
+    pub shards: usize,
+}
+
+/// The state of every shard, in the order of shards.
+pub fn shard_states(topology: &Topology, sight: &Sight, settings: &Settings) -> Vec<ShardState> {
+    let assessments = Health::default().observe(topology, sight, settings);
+    let view = View::new(topology, sight, settings, &assessments);
+    // A dead member's place is missed until it has been dead for long and nobody can take it; after
+    // that as well, since the operator wants to know.
+    let holders = view.nodes().filter(|(_, node)| node.stays()).count();
+    let copies = settings.replication_factor.min(holders);
+    view.shards().map(|(shard, _)| state(&view, shard, copies)).collect()
+}
+
+/// Whether every shard keeps `quorum`, and a majority, of each of its sets of voters while `node`
+/// is down: of voters that live, remember, and have all that is committed.
+///
+/// # Errors
+/// [`Needed`] if some shards would not.
+pub fn keeps_quorum_without(
+    topology: &Topology,
+    sight: &Sight,
+    settings: &Settings,
+    node: NodeId,
+    quorum: Copies,
+) -> Result<(), Needed> {
+    let assessments = Health::default().observe(topology, sight, settings);
+    let view = View::new(topology, sight, settings, &assessments);
+    let mut needed = view.shards().filter(|(shard, configuration)| {
+        let Some(primary) = view.active(*shard) else { return true };
+        let has_all = |seat| {
+            seat == configuration.primary
+                || primary.copies.iter().any(|(s, seq)| *s == seat && *seq >= primary.committed)
+        };
+        let counts = |seat| view.has_memory(seat) && has_all(seat) && seat.node != node;
+        let keeps = |copies| configuration.has_quorum(copies, counts);
+        !(keeps(Copies::Majority) && keeps(quorum))
+    });
+    let Some((first, _)) = needed.next() else { return Ok(()) };
+    Err(Needed { first, shards: 1 + needed.count() })
+}
+
+fn state(view: &View<'_>, shard: ShardId, copies: usize) -> ShardState {
+    let configuration = view.configuration(shard);
+    let has_majority = configuration.has_quorum(Copies::Majority, |seat| view.has_memory(seat));
+    let Some(primary) = view.active(shard).filter(|_| has_majority) else {
+        return ShardState::Unavailable;
+    };
+    let live = configuration.voters.iter().filter(|seat| view.has_memory(**seat)).count();
+    let is_coming = configuration.learners.iter().any(|seat| view.has_memory(*seat));
+    let is_behind = primary.copies.iter().any(|(seat, seq)| {
+        configuration.voters.contains(seat) && view.has_memory(*seat) && *seq < primary.committed
+    });
+    if live < copies.max(configuration.voters.len().min(view.settings.replication_factor)) {
+        if is_coming { ShardState::CatchingUp } else { ShardState::UnderReplicated }
+    } else if is_behind {
+        ShardState::CatchingUp
+    } else if configuration.is_joint() || is_coming {
+        ShardState::Moving
+    } else {
+        ShardState::Healthy
+    }
+}
