@@ -1,23 +1,21 @@
 # The whole of what a contributor types. `make help` lists it.
 #
-#   make run CLIENT_PORT=7710   another port (node traffic +1, operations +2)
-#   make run DATA_DIR=/tmp/x    another data directory
+#   make run CLIENT_PORT=8700   other ports: 8700, 8710, 8720 (node traffic +1, operations +2)
 #   make bench QUICK=1          a smoke run of the comparison
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CLIENT_PORT ?= 7700
-DATA_DIR ?= data
 QUICK ?=
-export CLIENT_PORT DATA_DIR
+export CLIENT_PORT
 
 .PHONY: help run test check bench fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-run: ## build (release, some minutes the first time) and serve one node on 127.0.0.1:7700
+run: ## build (release, some minutes the first time) and run three nodes: 127.0.0.1:7700, 7710, 7720
 	@scripts/run.sh
 
 test: ## everything that holds AegisKV to its word, fast parts first; totals at the end
@@ -33,5 +31,5 @@ bench: ## side by side with its peers; writes docs/benchmarks.md
 fmt: ## format the code
 	cargo fmt --all
 
-clean: ## remove what was built; keeps ./data
+clean: ## remove what was built
 	cargo clean

@@ -6,7 +6,7 @@ set -euo pipefail
 
 # command to look for -> Debian package that brings it
 declare -A package=(
-    [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git
+    [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
 )
 
 need_commands() {
@@ -41,6 +41,8 @@ test)
     need_commands cc make curl git python3
     # Debian keeps the virtual environments of its own Python in a package apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    # Only root can cut networks; tests that do are skipped where that cannot be.
+    ((EUID != 0)) || (need_commands ip nft) || echo "networks are not cut without ip and nft" >&2
     ;;
 *)
     echo "usage: setup.sh build|test" >&2

@@ -8,6 +8,7 @@ mod bench;
 mod certs;
 mod client;
 mod connection;
+mod dev;
 mod exit;
 mod flags;
 mod kv;
@@ -75,6 +76,7 @@ enum Command {
     Token(token::Token),
     Wal(log::Log),
     Bench(bench::Bench),
+    Dev(dev::Dev),
     Completions(reference::Completions),
     Man(reference::Man),
 }
@@ -95,7 +97,7 @@ impl Command {
             Self::Bench(command) => Some(&mut command.connection),
             Self::Node(command) => command.connection(),
             Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Wal(_) => None,
-            Self::Completions(_) | Self::Man(_) => None,
+            Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
         }
     }
 
@@ -116,6 +118,7 @@ impl Command {
             Self::Token(_) => token::Token::run(),
             Self::Wal(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Dev(command) => wait(command.run()),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),
         }

@@ -19,6 +19,13 @@ pub trait Node: Send + Sync + 'static {
     /// Every shard that it knows; none while it starts.
     fn shards(&self) -> Vec<Shard>;
 
+    /// Whether every shard keeps its write quorum while this node is stopped. Asked once it has
+    /// started.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator.
+    fn stoppable(&self) -> Result<(), String>;
+
     /// The configuration in force, each value with its source, secrets redacted.
     fn config(&self) -> Value;
 

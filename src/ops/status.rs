@@ -44,6 +44,11 @@ pub struct Status {
     pub node_id: String,
     /// The topology's epoch.
     pub epoch: u64,
+    /// The members of the cluster as this node knows them, itself included. Empty while it knows
+    /// of none: it is then shown as the only one.
+    pub members: Vec<Member>,
+    /// The member that leads the topology, by name, if one is known.
+    pub leader: Option<String>,
     /// Where clients reach it; `None` until it listens.
     pub client_addr: Option<SocketAddr>,
     /// Where other nodes reach it; `None` while it talks to none.
@@ -59,8 +64,52 @@ pub struct Status {
     /// Listeners open to other machines without the protection they should have: what follows, and
     /// how to mend it, one sentence each.
     pub exposures: Vec<String>,
+    /// Copies on this node that are being brought level. The cluster's, on any node, are in
+    /// `readings`.
+    pub copies_catching_up: u64,
     /// The figures that the gauges show as well.
     pub readings: Readings,
+}
+
+/// A member of the cluster, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// Its name.
+    pub node_id: String,
+    /// How it seems to be.
+    pub status: MemberStatus,
+    /// Where clients reach it, `host:port`; `None` if that is not known.
+    pub client_addr: Option<String>,
+    /// Where other nodes reach it, `host:port`; `None` if that is not known.
+    pub gossip_addr: Option<String>,
+    /// Its zone; empty if unset.
+    pub zone: String,
+    /// Its region; empty if unset.
+    pub region: String,
+    /// The version of AegisKV that it runs.
+    pub version: String,
+    /// Shards of which it holds a copy.
+    pub shards: u64,
+    /// Shards whose primary it is.
+    pub primaries: u64,
+    /// Whether it leads the topology.
+    pub leader: bool,
+}
+
+/// How a member seems to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberStatus {
+    /// It is heard.
+    Alive,
+    /// It has been silent for `suspect_timeout`.
+    Suspect,
+    /// It has been silent for `dead_timeout`.
+    Dead,
+    /// It has not taken its place yet.
+    Joining,
+    /// It said that it goes, for a while or for good.
+    Leaving,
 }
 
 /// The write-ahead log's state.

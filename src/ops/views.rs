@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::{Node, Phase, Problem, Shared, Status};
+use super::{Member, MemberStatus, Node, Phase, Problem, Shared, Status};
 use crate::metrics;
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,7 +35,7 @@ pub(super) async fn ready<N: Node>(
     let status = shared.node.status();
     let checks = match query.as_deref().unwrap_or_default() {
         "" => readiness(&status),
-        "for=stop" => vec![stoppable(&status)],
+        "for=stop" => vec![stop_check(&*shared.node, &status)],
         _ => return Err(Problem::bad_request("/ready takes ?for=stop or no query")),
     };
     let ready = checks.iter().all(|check| check.passed);
@@ -105,36 +105,33 @@ fn readiness(status: &Status) -> Vec<Check> {
 
 fn shards_check(status: &Status) -> Check {
     let counts = &status.readings.shards;
-    let troubles: Vec<String> = counts
+    let mut troubles: Vec<String> = counts
         .by_state()
         .into_iter()
         .filter(|(state, count)| *state != "healthy" && *count > 0)
         .map(|(state, count)| format!("{count} {}", state.replace('_', " ")))
         .collect();
+    if status.copies_catching_up > 0 {
+        troubles.push(format!("{} copies here not level yet", status.copies_catching_up));
+    }
     let text = if troubles.is_empty() { "ok".to_owned() } else { troubles.join(", ") };
-    // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer.
-    if counts.catching_up > 0 || counts.unavailable > 0 {
+    // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer. Nor
+    // does a copy that is brought level on another node.
+    if status.copies_catching_up > 0 || counts.unavailable > 0 {
         Check::failed("shards", text)
     } else {
         Check::passed("shards", text)
     }
 }
 
-/// Whether every shard keeps its write quorum without this node. Alone in its cluster, a node that
-/// has shards never passes: while it is down, nobody serves them.
-fn stoppable(status: &Status) -> Check {
-    match (&status.phase, status.readings.shards_owned) {
-        (Phase::Starting { .. }, _) => {
-            Check::failed("write_quorum", "not known before the node has started")
-        }
-        (_, 0) => Check::passed("write_quorum", "ok: this node holds no shard"),
-        (_, shards) => Check::failed(
-            "write_quorum",
-            format!(
-                "this node is the only member of its cluster: while it is stopped, none of its \
-                 {shards} shards can be read or written"
-            ),
-        ),
+/// Whether every shard keeps its write quorum without this node.
+fn stop_check<N: Node>(node: &N, status: &Status) -> Check {
+    if matches!(status.phase, Phase::Starting { .. }) {
+        return Check::failed("write_quorum", "not known before the node has started");
+    }
+    match node.stoppable() {
+        Ok(()) => Check::passed("write_quorum", "ok"),
+        Err(why) => Check::failed("write_quorum", why),
     }
 }
 
@@ -148,26 +145,16 @@ pub(super) async fn metrics<N: Node>(
 pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
     let status = shared.node.status();
     let shards = &status.readings.shards;
+    let (leader, members) = if status.members.is_empty() {
+        (Some(status.node_id.clone()), vec![alone(&status)])
+    } else {
+        (status.leader.clone(), status.members.clone())
+    };
     Json(json!({
         "cluster_id": status.cluster_id,
         "epoch": status.epoch,
-        "leader": status.node_id,
-        "members": [{
-            "node_id": status.node_id,
-            "status": match status.phase {
-                Phase::Starting { .. } => "joining",
-                Phase::Serving => "alive",
-                Phase::Draining => "leaving",
-            },
-            "client_addr": status.client_addr,
-            "gossip_addr": status.gossip_addr,
-            "zone": status.zone,
-            "region": status.region,
-            "version": env!("CARGO_PKG_VERSION"),
-            "shards": status.readings.shards_owned,
-            "primaries": status.readings.shard_primaries,
-            "leader": true,
-        }],
+        "leader": leader,
+        "members": members,
         "shards": {
             "total": shards.total(),
             "healthy": shards.healthy,
@@ -177,6 +164,26 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
             "unavailable": shards.unavailable,
         },
     }))
+}
+
+/// This node as the one member of its cluster, as long as it knows of no others.
+fn alone(status: &Status) -> Member {
+    Member {
+        node_id: status.node_id.clone(),
+        status: match status.phase {
+            Phase::Starting { .. } => MemberStatus::Joining,
+            Phase::Serving => MemberStatus::Alive,
+            Phase::Draining => MemberStatus::Leaving,
+        },
+        client_addr: status.client_addr.map(|addr| addr.to_string()),
+        gossip_addr: status.gossip_addr.map(|addr| addr.to_string()),
+        zone: status.zone.clone(),
+        region: status.region.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        shards: status.readings.shards_owned,
+        primaries: status.readings.shard_primaries,
+        leader: true,
+    }
 }
 
 pub(super) async fn shards<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {

@@ -156,6 +156,9 @@ impl ops::Node for Node {
                 mode: super::wal_mode(config).name(),
                 segments: data.map_or(0, |data| data.replica.wal().segments().len() as u64),
             },
+            members: Vec::new(),
+            leader: None,
+            copies_catching_up: 0,
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
             readings: self.readings(&loaded),
         }
@@ -174,6 +177,16 @@ impl ops::Node for Node {
             positions: [(node_id.clone(), status.position.into())].into(),
         };
         data.replica.status().into_iter().map(shard).collect()
+    }
+
+    fn stoppable(&self) -> Result<(), String> {
+        match self.readings(&Node::config(self)).shards_owned {
+            0 => Ok(()),
+            shards => Err(format!(
+                "this node is the only member of its cluster: while it is stopped, none of its \
+                 {shards} shards can be read or written"
+            )),
+        }
     }
 
     fn config(&self) -> serde_json::Value {

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod clients;
+mod dev;
 mod offline;
 mod program;
 mod server;

@@ -29,6 +29,7 @@ const FAR: &str = "192.0.2.7:5000";
 /// A node that says what a test wants to hear and notes what it is told to do.
 struct Fake {
     status: Mutex<Status>,
+    stoppable: Mutex<Result<(), String>>,
     tokens: Arc<Tokens>,
     told: Mutex<Vec<String>>,
     reload: Mutex<Option<Result<Reloaded, ActionError>>>,
@@ -41,6 +42,7 @@ impl Fake {
     fn new() -> Self {
         Self {
             status: Mutex::new(serving()),
+            stoppable: Mutex::new(Ok(())),
             tokens: Arc::default(),
             told: Mutex::default(),
             reload: Mutex::default(),
@@ -80,6 +82,10 @@ impl Node for Fake {
             state: ShardState::UnderReplicated,
             positions: BTreeMap::from([("n1".to_owned(), Position { epoch: 3, seq: 99 })]),
         }]
+    }
+
+    fn stoppable(&self) -> Result<(), String> {
+        self.stoppable.lock().clone()
     }
 
     fn config(&self) -> Value {
@@ -135,6 +141,9 @@ fn serving() -> Status {
         cluster_id: Some("c0ffee".to_owned()),
         node_id: "n1".to_owned(),
         epoch: 4,
+        members: vec![],
+        leader: None,
+        copies_catching_up: 0,
         client_addr: Some("127.0.0.1:7700".parse().unwrap()),
         gossip_addr: None,
         zone: "z1".to_owned(),

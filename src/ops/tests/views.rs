@@ -84,18 +84,35 @@ async fn shards_that_cannot_answer_make_the_node_unready() {
 }
 
 #[tokio::test]
-async fn a_lone_node_with_shards_may_not_be_stopped_without_loss_of_service() {
+async fn a_node_is_unready_for_its_own_copies_that_are_behind_and_not_for_those_of_others() {
+    let catching_up = |here| {
+        Arc::new(Fake::with(|status| {
+            status.copies_catching_up = here;
+            status.readings.shards =
+                ShardCounts { healthy: 244, catching_up: 12, ..ShardCounts::default() };
+        }))
+    };
+    let elsewhere = get(&catching_up(0), "/ready").await;
+    assert_eq!(elsewhere.status, 200, "or the coming of one node would take all out of service");
+    assert_eq!(elsewhere.json()["checks"]["shards"], "12 catching up");
+    let here = get(&catching_up(5), "/ready").await;
+    assert_eq!(here.status, 503);
+    assert_eq!(here.json()["checks"]["shards"], "12 catching up, 5 copies here not level yet");
+}
+
+#[tokio::test]
+async fn whether_a_node_may_be_stopped_is_said_with_the_reason() {
     let node = Arc::new(Fake::new());
     let answer = get(&node, "/ready?for=stop").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json(), json!({"ready": true, "checks": {"write_quorum": "ok"}}));
+    let why = "shard 7 and 11 more would lose their write quorum: node3 is dead".to_owned();
+    *node.stoppable.lock() = Err(why.clone());
+    let answer = get(&node, "/ready?for=stop").await;
     assert_eq!(answer.status, 503);
-    assert_eq!(
-        answer.json()["checks"]["write_quorum"],
-        "this node is the only member of its cluster: while it is stopped, none of its 256 shards \
-         can be read or written"
-    );
-    let empty = Arc::new(Fake::with(|status| status.readings.shards_owned = 0));
-    assert_eq!(get(&empty, "/ready?for=stop").await.status, 200);
+    assert_eq!(answer.json()["checks"]["write_quorum"], why);
     assert!(answer.text.starts_with("{\"ready\":false,"), "the verdict comes first");
+    assert_eq!(get(&node, "/ready").await.status, 200, "that is another question");
     assert!(get(&node, "/ready?for=lunch").await.detail().contains("?for=stop"));
 }
 
@@ -127,6 +144,51 @@ async fn the_cluster_is_this_node_alone_in_the_shape_of_the_contract() {
             "state": "under_replicated", "positions": {"n1": {"epoch": 3, "seq": 99}},
         }]})
     );
+}
+
+fn member(node_id: &str, status: MemberStatus, leader: bool) -> Member {
+    Member {
+        node_id: node_id.to_owned(),
+        status,
+        client_addr: Some(format!("{node_id}.internal:7700")),
+        gossip_addr: None,
+        zone: "z1".to_owned(),
+        region: String::new(),
+        version: "0.1.0".to_owned(),
+        shards: 256,
+        primaries: 86,
+        leader,
+    }
+}
+
+#[tokio::test]
+async fn the_members_of_a_cluster_are_shown_as_the_node_knows_them() {
+    let node = Arc::new(Fake::with(|status| {
+        status.leader = Some("n2".to_owned());
+        status.members = vec![
+            member("n1", MemberStatus::Suspect, false),
+            member("n2", MemberStatus::Alive, true),
+            member("n3", MemberStatus::Dead, false),
+        ];
+    }));
+    let cluster = get(&node, "/cluster").await.json();
+    assert_eq!(cluster["leader"], "n2");
+    assert_eq!(
+        cluster["members"][0],
+        json!({
+            "node_id": "n1", "status": "suspect", "client_addr": "n1.internal:7700",
+            "gossip_addr": null, "zone": "z1", "region": "", "version": "0.1.0",
+            "shards": 256, "primaries": 86, "leader": false,
+        })
+    );
+    assert_eq!(cluster["members"][1]["leader"], true);
+    assert_eq!(cluster["members"][2]["status"], "dead");
+    assert_eq!(cluster["members"].as_array().unwrap().len(), 3);
+    node.status.lock().leader = None;
+    assert_eq!(get(&node, "/cluster").await.json()["leader"], Value::Null, "none is known");
+    for (status, word) in [(MemberStatus::Joining, "joining"), (MemberStatus::Leaving, "leaving")] {
+        assert_eq!(json!(status), word);
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,52 @@
+//! What the tests share: nodes, clusters of them, networks to cut, and load that keeps account.
+
+mod cluster;
+mod load;
+mod network;
+mod node;
+mod record;
+mod view;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use cluster::Cluster;
+pub(crate) use load::{Load, Targets, in_words};
+pub(crate) use network::{Cut, Network};
+pub(crate) use node::Node;
+pub(crate) use record::{Disturbance, Record};
+
+/// Longest wait for a cluster to be born, or to be whole again, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at whether something has come about.
+const LOOK_PACE: Duration = Duration::from_millis(50);
+
+/// Asks again and again until there is an answer; panics with the last complaint.
+pub(crate) async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
+    let began = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(complaint) => assert!(
+                began.elapsed() < within,
+                "{what}: not within {within:?}; the last complaint: {complaint}"
+            ),
+        }
+        tokio::time::sleep(LOOK_PACE).await;
+    }
+}
+
+/// A client that keeps its connections and asks nobody but those it is told to.
+pub(crate) fn http() -> reqwest::Client {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .tcp_nodelay(true)
+        .connect_timeout(Duration::from_secs(2))
+        .timeout(Duration::from_secs(30));
+    client.build().unwrap()
+}

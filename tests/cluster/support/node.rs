@@ -1,0 +1,211 @@
+//! One node: its files, its settings, and its process of the moment.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use serde_json::{Map, Value, json};
+
+use super::{PATIENCE, eventually};
+
+pub(crate) const CLIENT_PORT: u16 = 7700;
+pub(crate) const PEER_PORT: u16 = 7701;
+pub(crate) const OPS_PORT: u16 = 7702;
+
+/// Lines of its log that a node shows when a test fails.
+const TAIL_LINES: usize = 60;
+
+/// A node's home, across its lives. Dropped: killed.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) host: Ipv4Addr,
+    dir: PathBuf,
+    settings: Map<String, Value>,
+    /// The network namespace that it lives in, if it is not the test's own.
+    namespace: Option<String>,
+    child: Option<Child>,
+}
+
+impl Node {
+    /// Lays out a node in `dir`, without starting it.
+    pub(crate) fn new(dir: &Path, name: &str, host: Ipv4Addr, namespace: Option<String>) -> Self {
+        let dir = dir.join(format!("{name}-{}", host.octets()[3]));
+        fs::create_dir_all(&dir).unwrap();
+        let at = |port: u16| format!("{host}:{port}");
+        let settings = json!({
+            "node_id": name,
+            "bind_addr": at(CLIENT_PORT),
+            "gossip_bind_addr": at(PEER_PORT),
+            "health_addr": at(OPS_PORT),
+            "data_dir": dir.join("data"),
+            "max_memory_mb": 64,
+        });
+        let Value::Object(settings) = settings else { unreachable!("it is one") };
+        Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
+    }
+
+    /// Changes settings, for the next start or reload. `null` takes one back.
+    pub(crate) fn set(&mut self, settings: &Value) {
+        for (key, value) in settings.as_object().unwrap() {
+            match value {
+                Value::Null => self.settings.remove(key),
+                value => self.settings.insert(key.clone(), value.clone()),
+            };
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}:{CLIENT_PORT}{path}", self.host)
+    }
+
+    pub(crate) fn ops_url(&self, path: &str) -> String {
+        format!("http://{}:{OPS_PORT}{path}", self.host)
+    }
+
+    pub(crate) fn client_addr(&self) -> String {
+        format!("{}:{CLIENT_PORT}", self.host)
+    }
+
+    pub(crate) fn peer_addr(&self) -> String {
+        format!("{}:{PEER_PORT}", self.host)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Starts the process, without waiting for anything.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let config = self.dir.join("config.json");
+        fs::write(&config, serde_json::to_vec_pretty(&self.settings).unwrap()).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let binary = env!("CARGO_BIN_EXE_aegiskv");
+        let mut command = match &self.namespace {
+            // It becomes the node: the process is the same.
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, binary]);
+                command
+            }
+            None => Command::new(binary),
+        };
+        command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env_remove("RUST_LOG");
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn wait_ready(&mut self, http: &reqwest::Client) {
+        let url = self.ops_url("/ready");
+        eventually(&format!("{} is ready", self.name), PATIENCE, async || {
+            self.assert_running();
+            let answer = http.get(&url).send().await.map_err(|error| error.to_string())?;
+            match answer.status().as_u16() {
+                200 => Ok(()),
+                _ => Err(answer.text().await.unwrap_or_default()),
+            }
+        })
+        .await;
+    }
+
+    /// Panics if the process has ended by itself.
+    pub(crate) fn assert_running(&mut self) {
+        if let Some(status) = self.ended() {
+            panic!("{} ended with {status}:\n{}", self.name, self.log_tail());
+        }
+    }
+
+    /// How the process ended, if it did so by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().expect("the node was started");
+        child.try_wait().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the node runs");
+        signal::kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// SIGKILL, and the end seen.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let status = self.child.take().expect("it runs").wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{} had ended: {}", self.name, self.log_tail());
+    }
+
+    /// SIGSTOP: it is there, and silent.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// SIGTERM, and its end in order, awaited so that load in this process goes on.
+    pub(crate) async fn stop(&mut self, within: Duration) {
+        self.signal(Signal::SIGTERM);
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.ended() {
+                break status;
+            }
+            assert!(began.elapsed() < within, "{} still runs:\n{}", self.name, self.log_tail());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        self.child = None;
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+    }
+
+    /// Takes all its data away.
+    pub(crate) fn wipe(&self) {
+        assert!(self.child.is_none(), "{} runs", self.name);
+        fs::remove_dir_all(self.data()).unwrap();
+    }
+
+    /// Where its log stands now; for [`Node::log_since`].
+    pub(crate) fn log_mark(&self) -> usize {
+        self.log().len()
+    }
+
+    /// What it has logged since then.
+    pub(crate) fn log_since(&self, mark: usize) -> String {
+        self.log().split_off(mark)
+    }
+
+    /// All that it ever logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The end of its log.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
