@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{NodeId, Seat};
 
 /// How many copies must have a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
     /// So many voters of each set, or all of a set that has fewer.
     Count(u32),
