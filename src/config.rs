@@ -55,6 +55,9 @@ pub struct Sources {
     pub environment: Vec<(OsString, OsString)>,
     /// Flags: a key's name, with hyphens or underscores, and its value.
     pub flags: BTreeMap<String, String>,
+    /// Found a cluster though nodes in `addrs` are silent (`--bootstrap`): no setting, since it is
+    /// meant for one start.
+    pub bootstrap: bool,
 }
 
 /// All inputs as they were read: the point from which loading touches no configuration file.
@@ -95,7 +98,7 @@ pub struct Reloaded {
 impl Sources {
     /// The sources of this process: its environment, the file and the flags given.
     pub fn of_process(file: Option<PathBuf>, flags: BTreeMap<String, String>) -> Self {
-        Self { file, environment: std::env::vars_os().collect(), flags }
+        Self { file, environment: std::env::vars_os().collect(), flags, bootstrap: false }
     }
 
     /// Reads and checks everything.

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::disk::Disk;
 use crate::entry::{ShardId, Timestamp};
+use crate::metrics::Metrics;
 use crate::replica::{Replica, Work};
 use crate::shard::{Envelope, Message, Staged};
 use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
@@ -100,12 +101,18 @@ pub struct Replication {
     replica: Arc<Replica>,
     carrier: Arc<dyn Carrier>,
     shelf: Shelf,
+    metrics: Arc<Metrics>,
 }
 
 impl Replication {
     /// Brings them together.
-    pub fn new(replica: Arc<Replica>, carrier: Arc<dyn Carrier>, shelf: Shelf) -> Arc<Self> {
-        Arc::new(Self { replica, carrier, shelf })
+    pub fn new(
+        replica: Arc<Replica>,
+        carrier: Arc<dyn Carrier>,
+        shelf: Shelf,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { replica, carrier, shelf, metrics })
     }
 
     /// The replica.
@@ -165,6 +172,12 @@ impl Replication {
             let grows = matches!(envelope.message, Message::Append { .. });
             if grows && self.replica.wal().backlog_bytes() > BACKLOG_TAKEN_MAX {
                 continue;
+            }
+            if let Message::Piece(piece) = &envelope.message {
+                let bytes = piece.entries.iter().map(|entry| {
+                    entry.key.as_bytes().len() + entry.content_type.len() + entry.value.len()
+                });
+                self.metrics.copy_bytes.inc_by(bytes.sum::<usize>() as u64);
             }
             self.replica.receive(envelope, now, &mut work)?;
         }

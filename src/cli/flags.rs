@@ -24,17 +24,22 @@ static SPELLINGS: LazyLock<BTreeMap<&'static str, String>> = LazyLock::new(|| {
 /// The id of `--config`; the keys' own ids are their names.
 const FILE: &str = "config_file";
 
+/// The id and the name of the flag that is no key: it is meant for one start.
+const BOOTSTRAP: &str = "bootstrap";
+
 /// Where the configuration comes from, as far as the command line says.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     file: Option<PathBuf>,
     values: BTreeMap<String, String>,
+    bootstrap: bool,
 }
 
 impl Flags {
     /// The sources that these flags and the environment make.
     pub(crate) fn into_sources(self) -> Sources {
-        Sources::of_process(self.file, self.values)
+        let bootstrap = self.bootstrap;
+        Sources { bootstrap, ..Sources::of_process(self.file, self.values) }
     }
 
     /// The flag of the server that was given first, as it is written, if there was any.
@@ -45,6 +50,9 @@ impl Flags {
         };
         if typed(FILE) {
             return Some("--config".to_owned());
+        }
+        if typed(BOOTSTRAP) {
+            return Some("--bootstrap".to_owned());
         }
         KEYS.iter().find(|key| typed(key.name)).map(|key| format!("--{}", key.flag()))
     }
@@ -57,8 +65,12 @@ impl Args for Flags {
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
             .help("Configuration file (JSON); conf.d/*.json beside it is read after it");
+        let bootstrap = Arg::new(BOOTSTRAP).long(BOOTSTRAP).action(ArgAction::SetTrue).help(
+            "Found a new cluster although nodes in addrs are silent; for the first start of one \
+             node, when the others will never come",
+        );
         let obsolete = OBSOLETE.iter().map(|name| Arg::new(*name).long(spelling(name)).hide(true));
-        command.arg(file).args(KEYS.iter().map(flag)).args(obsolete)
+        command.arg(file).arg(bootstrap).args(KEYS.iter().map(flag)).args(obsolete)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -75,7 +87,8 @@ impl FromArgMatches for Flags {
                 values.insert(name.to_owned(), given.join(","));
             }
         }
-        Ok(Self { file: matches.get_one(FILE).cloned(), values })
+        let bootstrap = matches.get_flag(BOOTSTRAP);
+        Ok(Self { file: matches.get_one(FILE).cloned(), values, bootstrap })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

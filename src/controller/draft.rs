@@ -16,6 +16,8 @@ pub(super) enum Reason {
     FailedOver(Failure),
     /// Another primary is better, and the present one can hand over.
     HandedOver(HandOver),
+    /// Its primary was restarted and needs another epoch.
+    Renewed,
     /// No majority with memory was left.
     Recovered,
     /// Copies come or go.
@@ -79,7 +81,7 @@ impl<'a> Draft<'a> {
         let mut changes = Vec::with_capacity(self.changes.len());
         for (shard, (to, reason)) in self.changes {
             let present = self.view.configuration(shard);
-            if reason != Reason::Copies {
+            if !matches!(reason, Reason::Copies | Reason::Renewed) {
                 // Recovered shards are told of together, wherever they were led before.
                 let from =
                     if reason == Reason::Recovered { NodeId(0) } else { present.primary.node };
@@ -95,7 +97,7 @@ impl<'a> Draft<'a> {
                 Reason::FailedOver(why) => Note::FailedOver { node, why, to },
                 Reason::HandedOver(why) => Note::HandedOver { node, why, to },
                 Reason::Recovered => Note::Recovered { to },
-                Reason::Copies => return None,
+                Reason::Copies | Reason::Renewed => return None,
             })
         };
         let notes = moved.into_iter().filter_map(note).collect();

@@ -7,6 +7,7 @@ use super::draft::{Draft, Reason};
 use super::evidence::{Condition, Failure};
 use super::health::Fitness;
 use super::note::HandOver;
+use super::sight::Role;
 use super::view::View;
 use crate::entry::{Position, ShardId};
 use crate::topology::{Seat, Standing};
@@ -21,6 +22,9 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
             if let Some(next) = successor(draft, shard, &candidates) {
                 draft.lead(shard, next, Reason::FailedOver(why));
             }
+        } else if needs_epoch(view, shard) {
+            // The same primary is as good as any: it has all that it ever acknowledged.
+            draft.lead(shard, primary, Reason::Renewed);
         } else if let Some(why) = reason_to_leave(view, primary)
             && view.active(shard).is_some()
             && let Some(next) = successor(draft, shard, &candidates)
@@ -60,6 +64,13 @@ pub(super) fn failure(view: &View<'_>, seat: Seat) -> Option<Failure> {
         Condition::Failed(why) => Some(why),
         Condition::Well | Condition::Unknown => None,
     }
+}
+
+/// Whether a shard's primary was restarted, and waits for an epoch that it has not led before.
+fn needs_epoch(view: &View<'_>, shard: ShardId) -> bool {
+    let configuration = view.configuration(shard);
+    view.copy(configuration.primary, shard)
+        .is_some_and(|copy| copy.role == Role::Waiting && copy.epoch == configuration.epoch)
 }
 
 fn reason_to_leave(view: &View<'_>, primary: Seat) -> Option<HandOver> {

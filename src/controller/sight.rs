@@ -130,4 +130,6 @@ pub enum Role {
     TakingOver,
     /// It leads: its epoch's first record is committed.
     Active,
+    /// It is to lead an epoch that it may have led before it was restarted: it needs another one.
+    Waiting,
 }

@@ -60,6 +60,9 @@ pub struct Identity {
     pub wal_mode: String,
     /// Where the log ended when the node was shut down in order; absent while it runs.
     pub clean_at: Option<u64>,
+    /// The node's number in its cluster; absent in a directory from before there were clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u64>,
 }
 
 /// Why a node cannot vouch for all that it once acknowledged.
@@ -210,6 +213,19 @@ impl Home {
         &self.identity
     }
 
+    /// Whether the directory had no identity when it was opened.
+    pub fn is_new(&self) -> bool {
+        self.before != Before::Known
+    }
+
+    /// Makes it the directory of member `node` of a cluster; durable with [`Home::enter`].
+    pub fn belong(&mut self, cluster_id: u128, hash_seed: u128, num_shards: u16, node: u64) {
+        self.identity.cluster_id = cluster_id;
+        self.identity.hash_seed = hash_seed;
+        self.identity.num_shards = num_shards;
+        self.identity.node = Some(node);
+    }
+
     /// Whether the machine has not been down since the directory was last used.
     pub fn same_boot(&self) -> bool {
         self.identity.boot_id == self.boot_id
@@ -248,7 +264,8 @@ impl Home {
     /// # Errors
     /// [`Error::NotWritable`].
     pub fn enter(&mut self, lost: Option<Loss>) -> Result<&Identity, Error> {
-        if lost.is_some() {
+        // A new directory's incarnation was drawn when it was opened.
+        if lost.is_some() && !self.is_new() {
             self.identity.incarnation = incarnation_after(self.identity.incarnation);
         }
         // What the last run left with the kernel must not be lost in this one's name.
@@ -321,6 +338,7 @@ impl Identity {
             boot_id: boot_id.to_owned(),
             wal_mode: config.wal_mode.clone(),
             clean_at: None,
+            node: None,
         }
     }
 

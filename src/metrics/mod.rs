@@ -169,6 +169,13 @@ pub struct Metrics {
     pub unclean_recovery: Counter,
     /// Snapshots that were started and given up.
     pub snapshot_failures: Counter,
+    /// Shards that were given another primary because theirs seemed failed, as decided here.
+    pub failovers: Counter,
+    /// From the first sign of a primary's failure until another one orders.
+    pub failover_duration: Durations,
+    /// Bytes of shards' copies that were brought here.
+    pub copy_bytes: Counter,
+    refusals: prometheus::IntCounterVec,
     gauges: Gauges,
     process: Process,
 }
@@ -223,6 +230,25 @@ impl Metrics {
             ),
             snapshot_failures: t
                 .counter("aegis_snapshot_failures_total", "Snapshots started and not completed."),
+            failovers: t.counter(
+                "aegis_failovers_total",
+                "Shards given another primary because theirs seemed failed; counted by the node \
+                 that decided it.",
+            ),
+            failover_duration: Durations(t.histogram(
+                "aegis_failover_duration_seconds",
+                "Time from the first sign of a primary's failure until another one orders, for \
+                 each shard; measured by the node that decided it.",
+            )),
+            copy_bytes: t.counter(
+                "aegis_copy_bytes_total",
+                "Bytes of shards' entries that were copied to this node.",
+            ),
+            refusals: t.counters(
+                "aegis_peer_refusals_total",
+                &["reason"],
+                "Connections and datagrams on the node port that were refused, by the reason.",
+            ),
             gauges: Gauges::declare(t),
             process: Process::declare(t),
             table,
@@ -237,6 +263,11 @@ impl Metrics {
     /// Counts a GET that found nothing.
     pub fn miss(&self, reason: Miss) {
         self.misses[reason as usize].inc();
+    }
+
+    /// Counts what was refused on the node port.
+    pub fn refused(&self, reason: &str, times: u64) {
+        self.refusals.with_label_values(&[reason]).inc_by(times);
     }
 
     /// All metrics in Prometheus' text format 0.0.4, the gauges as `now` has them.

@@ -64,6 +64,8 @@ pub struct Readings {
     pub shards_owned: u64,
     /// Shards whose primary this node is.
     pub shard_primaries: u64,
+    /// Records that the copy furthest behind lacks, of the shards that this node leads.
+    pub replica_lag_records: u64,
     /// Living members, this node included.
     pub cluster_members: u64,
     /// Whether the configuration that was read last, at the start or by a reload, is in force.
@@ -91,6 +93,7 @@ pub(super) struct Gauges {
     shards: IntGaugeVec,
     shards_owned: IntGauge,
     shard_primaries: IntGauge,
+    replica_lag: IntGauge,
     cluster_members: IntGauge,
     config_reload_success: IntGauge,
     config_hash: IntGauge,
@@ -129,6 +132,10 @@ impl Gauges {
             shard_primaries: t.gauge(
                 "aegis_shard_primaries",
                 "Shards whose writes this node orders.",
+            ),
+            replica_lag: t.gauge(
+                "aegis_replica_lag_records",
+                "Records that the copy furthest behind lacks, of the shards that this node leads.",
             ),
             cluster_members: t.gauge(
                 "aegis_cluster_members",
@@ -171,6 +178,7 @@ impl Gauges {
             (&self.max_connections, now.max_connections),
             (&self.shards_owned, now.shards_owned),
             (&self.shard_primaries, now.shard_primaries),
+            (&self.replica_lag, now.replica_lag_records),
             (&self.cluster_members, now.cluster_members),
             (&self.config_reload_success, u64::from(now.config_reload_success)),
             (&self.config_hash, now.config_hash & CONFIG_HASH_MASK),

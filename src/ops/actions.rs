@@ -87,24 +87,20 @@ pub(super) async fn log_level<N: Node>(
 pub(super) async fn decommission<N: Node>(
     State(shared): State<Shared<N>>,
     Path(id): Path<String>,
-) -> Problem {
-    only_member(&shared, &id, "there is no other node to take its shards")
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let name = id.clone();
+    to_its_end(shared.node, |node| async move { node.decommission(&name).await }).await?;
+    let body = json!({ "node_id": id, "status": "leaving" });
+    Ok((StatusCode::ACCEPTED, Json(body)))
 }
 
 pub(super) async fn remove<N: Node>(
     State(shared): State<Shared<N>>,
     Path(id): Path<String>,
-) -> Problem {
-    only_member(&shared, &id, "and it is alive")
-}
-
-fn only_member<N: Node>(shared: &Shared<N>, id: &str, why: &str) -> Problem {
-    let node_id = shared.node.status().node_id;
-    if id == node_id {
-        Problem::conflict(format!("{id} is the only member of its cluster, {why}"))
-    } else {
-        Problem::not_found(format!("the cluster has no member {id}; its only member is {node_id}"))
-    }
+) -> Answer {
+    let name = id.clone();
+    to_its_end(shared.node, |node| async move { node.remove(&name).await }).await?;
+    Ok(Json(json!({ "node_id": id, "status": "removed" })))
 }
 
 /// Runs an action in a task of its own and waits for it.
@@ -129,6 +125,7 @@ where
 fn problem(error: ActionError) -> Problem {
     match error {
         ActionError::Conflict(why) => Problem::conflict(why),
+        ActionError::Unknown { .. } => Problem::not_found(error.to_string()),
         ActionError::Invalid { .. } => Problem::bad_request(error.to_string()),
         ActionError::Refused { problems } => Problem::refused(
             "the new configuration has mistakes; the old one stays in force",

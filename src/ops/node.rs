@@ -41,6 +41,12 @@ pub trait Node: Send + Sync + 'static {
     /// Writes a snapshot and removes the segments of the log that it makes unneeded.
     fn truncate_wal(&self) -> impl Future<Output = Result<Truncated, ActionError>> + Send;
 
+    /// Begins to move all copies away from a member, by name.
+    fn decommission(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
+
+    /// Ends the membership of a member that is dead or decommissioned, by name.
+    fn remove(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
+
     /// Stops taking work, for good; answers at once. Draining again changes nothing.
     fn drain(&self) -> Drained;
 
@@ -109,6 +115,12 @@ pub enum ActionError {
         parameter: &'static str,
         /// What would make sense.
         expected: &'static str,
+    },
+    /// There is none of that name.
+    #[error("the cluster has no {what} of that name")]
+    Unknown {
+        /// What was looked for.
+        what: &'static str,
     },
     /// The new configuration is wrong; the old one stays in force.
     #[error("the new configuration has {} mistakes; the old one stays in force", .problems.len())]

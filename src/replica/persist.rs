@@ -12,6 +12,7 @@ use crate::entry::{ShardId, Timestamp};
 use crate::shard::{Outputs, Placement, Setting, Shard, Staged};
 use crate::snapshot::{self, Finished, Item};
 use crate::store::{Found, Table};
+use crate::topology::Seat;
 use crate::wal::{self, Frame, Lsn};
 
 use super::{Replica, Slot, Work};
@@ -65,7 +66,8 @@ impl CopyFile {
 
 impl Copies {
     /// Empty copies of all shards of `placement`.
-    pub fn new(placement: Placement, setting: Arc<Setting>) -> Self {
+    pub fn new(placement: Placement, setting: Setting) -> Self {
+        let setting = Arc::new(setting);
         let empty = |id| {
             Mutex::new(Slot {
                 shard: Shard::new(id, setting.clone()),
@@ -86,6 +88,14 @@ impl Copies {
     /// What all copies have in common.
     pub fn setting(&self) -> &Setting {
         &self.setting
+    }
+
+    /// From here on they are those of this seat: the node's present life.
+    pub fn enter(&mut self, me: Seat) {
+        self.setting = Arc::new(Setting { me, ..Setting::clone(&self.setting) });
+        for slot in &mut self.slots {
+            slot.get_mut().shard.enter(self.setting.clone());
+        }
     }
 
     /// Takes what a snapshot, or an adopted copy's file, holds of a shard, piece by piece.
@@ -287,7 +297,7 @@ mod tests {
     use super::*;
     use crate::entry::{Effect, Key, Position, Record, RequestId, Verdict, Version};
     use crate::store::{Budget, Config, EvictionPolicy, HashKeys, Lookup};
-    use crate::topology::{NodeId, Seat};
+    use crate::topology::NodeId;
 
     fn copies() -> Copies {
         let config = Config {
@@ -303,7 +313,7 @@ mod tests {
             source: 1,
             ring_bytes_max: 1 << 10,
         };
-        Copies::new(Placement::new(1, 1), Arc::new(setting))
+        Copies::new(Placement::new(1, 1), setting)
     }
 
     fn put(seq: u64, value: &'static str) -> Frame {

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 
-use crate::config::{Config, UncleanRecovery};
+use crate::config::Config;
 use crate::disk::home::{self, Home, Loss};
 use crate::disk::{Disk, Os};
 use crate::entry::Timestamp;
 use crate::metrics::Metrics;
 use crate::ops::{ActionError, Snapshot, Truncated};
-use crate::replica::{Copies, CopyFile, Replica, SnapshotError, Work};
+use crate::replica::{Copies, CopyFile, Replica, SnapshotError};
 use crate::shard::{Placement, Setting};
 use crate::snapshot;
 use crate::store::{Budget, HashKeys};
@@ -42,6 +42,7 @@ const RING_BYTES_MAX: usize = 128 << 20;
 pub(super) struct Data {
     pub(super) replica: Arc<Replica>,
     pub(super) cluster_id: u128,
+    pub(super) hash_seed: u128,
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     segment_bytes_max: u64,
@@ -98,7 +99,8 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
     if super::wal_mode(config) == wal::Mode::Off {
         bail!("wal_mode is off: there is no log to replay; set it to async or sync");
     }
-    let (data, found) = open_with(config, Arc::new(Metrics::new()), &LoadProgress::default())?;
+    let home = open_home(config)?;
+    let (data, found) = load_with(config, home, Arc::new(Metrics::new()), &LoadProgress::default())?;
     let (taken, truncated) = data.take_snapshot(None, &|| false)?;
     data.close_log()?;
     Ok(format!(
@@ -116,48 +118,45 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
     ))
 }
 
-/// Opens the data directory, loads what is in it, and opens the log for writing. Blocks.
-pub(super) fn open(
+/// Opens the data directory, and locks it. Blocks.
+pub(super) fn open_home(config: &Config) -> anyhow::Result<Home> {
+    Ok(Home::open(Arc::new(Os), home_config(config))?)
+}
+
+/// Loads what is in the data directory, and opens the log for writing. Blocks.
+pub(super) fn load_home(
     config: &Config,
+    home: Home,
     metrics: Arc<Metrics>,
     progress: &LoadProgress,
 ) -> anyhow::Result<Data> {
-    open_with(config, metrics, progress).map(|(data, _)| data)
+    load_with(config, home, metrics, progress).map(|(data, _)| data)
 }
 
-fn open_with(
+fn load_with(
     config: &Config,
+    mut home: Home,
     metrics: Arc<Metrics>,
     progress: &LoadProgress,
 ) -> anyhow::Result<(Data, Found)> {
     let began = Instant::now();
     let disk: Arc<dyn Disk> = Arc::new(Os);
-    let mut home = Home::open(disk.clone(), home_config(config))?;
     let (cluster_id, seed) = (home.identity().cluster_id, home.identity().hash_seed);
     let placement = Placement::new(seed, home.identity().num_shards);
     let budget = Arc::new(Budget::new(&super::store_config(config)));
     let setting = Setting {
-        me: Seat { node: NodeId(1), life: home.identity().incarnation },
+        me: seat_of(&home),
         region: config.region_index,
         budget,
         keys: HashKeys::random(),
         source: getrandom::u64()?,
         ring_bytes_max: RING_BYTES_MAX / usize::from(placement.num_shards()),
     };
-    let copies = Copies::new(placement, Arc::new(setting));
+    let mut copies = Copies::new(placement, setting);
     let location = wal::Location { dir: config.wal_dir(), cluster_id, seed };
 
     let mode = super::wal_mode(config);
     let found = load(&*disk, config, &home, &location, &copies, progress)?;
-    let unclean = found.lost.is_some_and(counts_as_unclean);
-    if unclean && config.unclean_recovery == UncleanRecovery::Wait {
-        bail!(
-            "{} and unclean_recovery is \"wait\": set it to \"serve\" to go on with what is left, \
-             or bring back a copy of {}",
-            describe(found.lost),
-            config.data_dir.display()
-        );
-    }
     if mode == wal::Mode::Off || !home.loads() {
         for folder in home.set_data_aside(Timestamp::now())? {
             tracing::warn!(folder = %folder.display(), "files of an earlier run set aside");
@@ -165,6 +164,8 @@ fn open_with(
     }
     copies.remove_strays(&*disk, &config.data_dir)?;
     home.enter(found.lost)?;
+    // Lost memory begins another life.
+    copies.enter(seat_of(&home));
     let on_fsync = {
         let metrics = metrics.clone();
         Arc::new(move |took| metrics.wal_fsync.record(took))
@@ -177,6 +178,7 @@ fn open_with(
     let data = Data {
         replica,
         cluster_id,
+        hash_seed: seed,
         disk,
         data_dir: config.data_dir.clone(),
         segment_bytes_max,
@@ -185,7 +187,7 @@ fn open_with(
         snapshotting: Mutex::new(()),
         last_snapshot: Mutex::new(None),
     };
-    data.go_on_from(&found, unclean)?;
+    data.go_on_from(&found)?;
     tracing::info!(
         snapshot_entries = found.entries,
         replayed = found.recovery.frames,
@@ -261,19 +263,15 @@ fn load(
 
 impl Data {
     /// Makes good what the load found to be amiss, before anything is served.
-    fn go_on_from(&self, found: &Found, unclean: bool) -> anyhow::Result<()> {
-        let now = Timestamp::now();
+    fn go_on_from(&self, found: &Found) -> anyhow::Result<()> {
         let corruptions = found.recovery.corruptions.len();
         self.metrics.wal_corruptions.inc_by(corruptions as u64);
-        if unclean {
+        if let Some(loss) = found.lost.filter(|loss| counts_as_unclean(*loss)) {
             tracing::error!(
-                reason = describe(found.lost),
-                "going on with what is left; some acknowledged writes may be missing"
+                reason = describe(loss),
+                "this node cannot vouch for everything it acknowledged; it learns from others, or \
+                 goes on with what is left"
             );
-        }
-        let excess = self.replica.budget().excess();
-        if excess > 0 {
-            self.replica.evict(excess, now, &mut Work::default())?;
         }
         if corruptions > 0 || !found.damaged_snapshots.is_empty() {
             // What is sound goes into a fresh snapshot first; only then may the damaged go.
@@ -281,12 +279,6 @@ impl Data {
                 .context("cannot write a fresh snapshot beside damaged files")?;
         }
         Ok(())
-    }
-
-    /// The highest epoch of any shard.
-    pub(super) fn epoch(&self) -> u64 {
-        let epochs = self.replica.status().into_iter().map(|shard| u64::from(shard.epoch));
-        epochs.max().unwrap_or(0)
     }
 
     /// The last snapshot that this process completed.
@@ -357,6 +349,11 @@ impl Data {
     fn snapshot_is_fresh(&self) -> bool {
         self.last_snapshot().is_some_and(|last| last.next == self.replica.wal().next_lsn())
     }
+}
+
+fn seat_of(home: &Home) -> Seat {
+    let identity = home.identity();
+    Seat { node: NodeId(identity.node.unwrap_or(1)), life: identity.incarnation }
 }
 
 /// Takes a snapshot on a thread that may block.
@@ -431,11 +428,11 @@ fn counts_as_unclean(loss: Loss) -> bool {
     }
 }
 
-fn describe(loss: Option<Loss>) -> &'static str {
+fn describe(loss: Loss) -> &'static str {
     match loss {
-        Some(Loss::Corruption) => "part of the log or of the snapshot is damaged",
-        Some(Loss::MachineCrashed) => "the machine went down and wal_mode is async",
-        Some(Loss::IdentityMissing) => "the data directory has data but no identity.json",
-        Some(Loss::Newborn | Loss::WalOff) | None => "nothing is missing",
+        Loss::Corruption => "part of the log or of the snapshot is damaged",
+        Loss::MachineCrashed => "the machine went down and wal_mode is async",
+        Loss::IdentityMissing => "the data directory has data but no identity.json",
+        Loss::Newborn | Loss::WalOff => "nothing is missing",
     }
 }

@@ -7,9 +7,15 @@
 //!
 //! It decides nothing about data.
 
+mod bring_up;
+mod cluster;
+mod control;
 mod data;
+mod newborn;
 mod node;
+mod peers;
 mod upkeep;
+mod view;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;
@@ -31,10 +37,11 @@ use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
-use crate::replication::{self, Nobody, Replication, Shelf};
 use crate::process::{self, Notifier, PidFile};
 use crate::wal;
 
+use bring_up::PeerPort;
+use cluster::Cluster;
 use data::{Data, LoadProgress};
 use node::Node;
 use upkeep::Sweeper;
@@ -58,7 +65,11 @@ pub fn run(sources: Sources) -> anyhow::Result<()> {
     let config = &loaded.config;
     let logging = start_logging(config)?;
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    warn_of_lone_node(config);
+    if config.cross_dc_replication {
+        tracing::warn!(
+            "cross_dc_replication is on, but this version ships nothing to other regions"
+        );
+    }
     let files =
         process::open_files(config.max_conns).context("cannot read the limit of open files")?;
     if let Some(warning) = &files.warning {
@@ -99,6 +110,7 @@ async fn serve(
     let metrics = Arc::new(Metrics::new());
     let coordinator = Coordinator::new(metrics.clone());
     coordinator.set_write_copies(loaded.config.write_copies());
+    coordinator.set_read_copies(loaded.config.read_copies());
 
     let ops_config = ops::Config { addr: resolve("health_addr", &loaded.config.health_addr)? };
     let ops_port = ops::Listener::bind(ops_config).await?;
@@ -106,6 +118,8 @@ async fn serve(
     let client_port = TcpListener::bind(client_addr)
         .await
         .with_context(|| format!("cannot listen on {client_addr} (bind_addr)"))?;
+    let peer_port =
+        PeerPort::bind(resolve("gossip_bind_addr", &loaded.config.gossip_bind_addr)?).await?;
     let api = api::Server::new(
         coordinator.clone(),
         metrics.clone(),
@@ -125,9 +139,12 @@ async fn serve(
         log_level: logging.control(),
         notifier: notifier.clone(),
         loading: LoadProgress::default(),
+        nursery: OnceLock::new(),
         data: OnceLock::new(),
+        cluster: OnceLock::new(),
         stopping: AtomicBool::new(false),
         reload_ok: AtomicBool::new(true),
+        refusals_told: Mutex::default(),
         reloading: tokio::sync::Mutex::new(()),
     });
     let ops_stop = CancellationToken::new();
@@ -143,8 +160,8 @@ async fn serve(
         tracing::warn!("{}", exposure.text);
     }
 
-    let outcome = match load(&node, &mut signals).await? {
-        Some(data) => serve_data(&node, data, &mut signals, (stop_api, api_task)).await,
+    let outcome = match come_up(&node, peer_port, &mut signals).await? {
+        Some(up) => serve_data(&node, up, &mut signals, (stop_api, api_task)).await,
         None => Ok(()),
     };
     ops_stop.cancel();
@@ -156,11 +173,11 @@ async fn serve(
 /// reverse. `api` is the way to end serving clients, and the task that does it.
 async fn serve_data(
     node: &Node,
-    data: Arc<Data>,
+    (data, cluster): (Arc<Data>, Arc<Cluster>),
     signals: &mut Signals,
     api: (oneshot::Sender<Instant>, JoinHandle<usize>),
 ) -> anyhow::Result<()> {
-    let sweeper = Arc::new(Sweeper::start(data.replica.clone())?);
+    let sweeper = Arc::new(Sweeper::start(cluster.replication().clone())?);
     let watchdog = node.notifier.watchdog();
     let watchdog = watchdog.map(|dog| tokio::spawn(upkeep::feed(dog, sweeper.clone())));
     let snapshots = tokio::spawn(data::snapshot_when_due(data.clone()));
@@ -172,7 +189,7 @@ async fn serve_data(
         "serving"
     );
 
-    let outcome = run_until_end(node, &data, signals).await;
+    let outcome = run_until_end(node, &data, &cluster, signals).await;
 
     node.notifier.stopping("stopping");
     node.stopping.store(true, Ordering::Relaxed);
@@ -181,6 +198,7 @@ async fn serve_data(
     let deadline = Instant::now() + drain_timeout;
     let (stop_api, api_task) = api;
     if outcome.is_ok() {
+        cluster.hand_over().await;
         tracing::info!(?drain_timeout, "stopping: no new connections, requests under way go on");
         let _ = stop_api.send(deadline);
         let cut = api_task.await.context("serving clients panicked")?;
@@ -192,26 +210,26 @@ async fn serve_data(
     snapshots.abort();
     watchdog.inspect(|task| task.abort());
     drop(sweeper);
+    cluster.end().await;
     let closed = data::close(data, outcome.is_ok(), deadline).await;
     outcome.and(closed)
 }
 
-/// Loads the data and begins to serve it. `None` if the node was told to stop meanwhile.
-async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<Arc<Data>>> {
-    let task = {
-        let node = node.clone();
-        tokio::task::spawn_blocking(move || {
-            data::open(&node.config().config, node.metrics.clone(), &node.loading)
-        })
-    };
-    tokio::pin!(task);
+/// Brings the node up. `None` if it was told to stop meanwhile.
+async fn come_up(
+    node: &Arc<Node>,
+    port: PeerPort,
+    signals: &mut Signals,
+) -> anyhow::Result<Option<(Arc<Data>, Arc<Cluster>)>> {
+    let up = bring_up::bring_up(node.clone(), port);
+    tokio::pin!(up);
     let mut pace = tokio::time::interval(START_PACE);
-    let data = loop {
+    let (data, cluster) = loop {
         tokio::select! {
-            loaded = &mut task => break loaded.context("loading the data panicked")??,
+            up = &mut up => break up?,
             _ = pace.tick() => {
                 node.notifier.extend_timeout(START_EXTENSION);
-                node.notifier.status(&node.loading.to_string());
+                node.notifier.status(&node.progress());
             }
             signal = signals.next() => match signal {
                 Told::Stop => return Ok(None),
@@ -219,23 +237,20 @@ async fn load(node: &Arc<Node>, signals: &mut Signals) -> anyhow::Result<Option<
             }
         }
     };
-    let data = Arc::new(data);
-    data.replica.lead_alone().await?;
-    let shelf = Shelf {
-        disk: Arc::new(crate::disk::Os),
-        dir: node.config().config.data_dir.clone(),
-        cluster_id: data.cluster_id,
-    };
-    let topology = replication::alone(&data.replica);
-    let replication = Replication::new(data.replica.clone(), Arc::new(Nobody), shelf);
-    node.coordinator.serve(replication, topology, getrandom::u64()?);
     let _ = node.data.set(data.clone());
-    Ok(Some(data))
+    let _ = node.cluster.set(cluster.clone());
+    Ok(Some((data, cluster)))
 }
 
-/// Reloads when told to, until told to stop, or until the log fails.
-async fn run_until_end(node: &Node, data: &Data, signals: &mut Signals) -> anyhow::Result<()> {
+/// Reloads when told to, until told to stop, or until the log or the topology fails.
+async fn run_until_end(
+    node: &Node,
+    data: &Data,
+    cluster: &Cluster,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let mut failure = data.replica.wal().failure();
+    let mut topology_failure = cluster.consensus().failure();
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -245,6 +260,12 @@ async fn run_until_end(node: &Node, data: &Data, signals: &mut Signals) -> anyho
             // Fails only when the log is gone, which `data` keeps.
             Ok(failed) = failure.wait_for(Option::is_some) => {
                 let error = failed.clone().context("the log failed without saying why")?;
+                node.coordinator.drain();
+                return Err(error.into());
+            }
+            // The same of consensus, which `cluster` keeps.
+            Ok(failed) = topology_failure.wait_for(Option::is_some) => {
+                let error = failed.clone().context("the topology failed without saying why")?;
                 node.coordinator.drain();
                 return Err(error.into());
             }
@@ -283,20 +304,6 @@ impl Signals {
     }
 }
 
-/// Says which settings are without effect as long as a node serves alone.
-fn warn_of_lone_node(config: &Config) {
-    if !config.addrs.is_empty() {
-        tracing::warn!(
-            "addrs names other nodes, but this version serves one node alone: nothing is replicated"
-        );
-    }
-    if config.cross_dc_replication {
-        tracing::warn!(
-            "cross_dc_replication is on, but this version ships nothing to other regions"
-        );
-    }
-}
-
 fn start_logging(config: &Config) -> anyhow::Result<Logging> {
     let logging = logging::Config {
         level: config.log_level.clone(),
@@ -318,6 +325,15 @@ fn apply_live(node: &Node, config: &Config, tls: Option<api::tls::Material>) {
     node.api.apply(api_settings(config, node.connections_max));
     node.api.set_tls(tls);
     node.coordinator.set_write_copies(config.write_copies());
+    node.coordinator.set_read_copies(config.read_copies());
+    if let Some(cluster) = node.cluster.get() {
+        let timeouts = (config.suspect_timeout, config.dead_timeout);
+        cluster.apply(bring_up::settings(config), bring_up::secrets(config), timeouts);
+        match load_peer_tls(config) {
+            Ok(tls) => cluster.transport().set_tls(tls),
+            Err(error) => tracing::warn!(error = chain(&error), "the old certificate goes on"),
+        }
+    }
     if let Some(data) = node.data.get() {
         data.replica.budget().configure(&store_config(config));
     }
@@ -338,6 +354,20 @@ fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::Tls
         TlsClientAuth::Required => api::tls::ClientAuth::Required,
     };
     api::tls::Material::load(cert, key, config.tls_ca_file.as_deref(), client_auth).map(Some)
+}
+
+/// The same between nodes, where all need a certificate and an authority.
+fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls::TlsError> {
+    let (true, Some(cert), Some(key)) =
+        (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
+    else {
+        return Ok(None);
+    };
+    let Some(ca) = &config.tls_ca_file else {
+        tracing::warn!("tls_ca_file is not set: connections between nodes go without TLS");
+        return Ok(None);
+    };
+    crate::peer::Tls::load(cert, key, ca).map(Some)
 }
 
 fn api_settings(config: &Config, connections_max: u32) -> api::Settings {

@@ -1,5 +1,6 @@
 //! The node as port 7702 shows and steers it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,12 +12,16 @@ use crate::api;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
 use crate::logging::LevelControl;
-use crate::metrics::{Metrics, Readings, ShardCounts};
+use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
+use crate::peer::Refusal;
 use crate::process::Notifier;
 
 use super::apply_live;
+use super::cluster::Cluster;
 use super::data::{Data, LoadProgress};
+use super::newborn::Nursery;
+use super::view::ClusterView;
 
 /// All that one running node consists of.
 pub(super) struct Node {
@@ -32,11 +37,17 @@ pub(super) struct Node {
     pub(super) log_level: LevelControl,
     pub(super) notifier: Notifier,
     pub(super) loading: LoadProgress,
+    /// Set while this node is being born.
+    pub(super) nursery: OnceLock<Arc<Nursery>>,
     /// Empty until the data is loaded.
     pub(super) data: OnceLock<Arc<Data>>,
+    /// Empty until this node takes part in its cluster.
+    pub(super) cluster: OnceLock<Arc<Cluster>>,
     /// The process was told to stop.
     pub(super) stopping: AtomicBool,
     pub(super) reload_ok: AtomicBool,
+    /// What was refused on the node port, as far as the metric has it.
+    pub(super) refusals_told: Mutex<BTreeMap<Refusal, u64>>,
     /// One reload at a time.
     pub(super) reloading: tokio::sync::Mutex<()>,
 }
@@ -45,6 +56,21 @@ impl Node {
     /// The configuration in force.
     pub(super) fn config(&self) -> Arc<Loaded> {
         self.loaded.lock().clone()
+    }
+
+    /// How far the start is, in words.
+    pub(super) fn progress(&self) -> String {
+        let waiting = self.nursery.get().and_then(|nursery| nursery.waiting());
+        match waiting {
+            Some(waiting) if self.data.get().is_none() => waiting,
+            _ => self.loading.to_string(),
+        }
+    }
+
+    fn cluster(&self) -> Result<&Arc<Cluster>, ActionError> {
+        self.cluster.get().ok_or(ActionError::Conflict(
+            "the node is still starting; ask again when /ready answers 200",
+        ))
     }
 
     fn data(&self) -> Result<&Arc<Data>, ActionError> {
@@ -68,20 +94,30 @@ impl Node {
         };
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
-            let shards = u64::from(data.replica.placement().num_shards());
             readings.cache_size_bytes = budget.used();
             readings.cache_items = budget.items();
             readings.cache_max_bytes = budget.limit();
             readings.wal_bytes = data.replica.wal().bytes();
-            readings.shards = ShardCounts { healthy: shards, ..ShardCounts::default() };
-            readings.shards_owned = shards;
-            readings.shard_primaries = shards;
             if let Some(last) = data.last_snapshot() {
                 readings.snapshot_duration = Some(last.took);
                 readings.snapshot_finished_at = Some(last.finished_at);
             }
         }
+        if let Some(cluster) = self.cluster.get() {
+            ClusterView::of(cluster).fill(&mut readings);
+            self.count_refusals(cluster);
+        }
         readings
+    }
+
+    /// Brings the counter of refused connections up to date.
+    fn count_refusals(&self, cluster: &Cluster) {
+        let mut told = self.refusals_told.lock();
+        for refusal in Refusal::ALL {
+            let count = cluster.transport().refusals().count(refusal);
+            let before = told.insert(refusal, count).unwrap_or(0);
+            self.metrics.refused(refusal.name(), count.saturating_sub(before));
+        }
     }
 
     /// Reads the configuration again and applies what may change while the node runs.
@@ -136,19 +172,20 @@ impl ops::Node for Node {
         let phase = match self.coordinator.phase() {
             _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
             coordinator::Phase::Starting => {
-                ops::Phase::Starting { progress: self.loading.to_string() }
+                ops::Phase::Starting { progress: self.progress() }
             }
             coordinator::Phase::Serving => ops::Phase::Serving,
             coordinator::Phase::Draining => ops::Phase::Draining,
         };
         let data = self.data.get();
+        let view = self.cluster.get().map(|cluster| ClusterView::of(cluster));
         ops::Status {
             phase,
             cluster_id: data.map(|data| format!("{:032x}", data.cluster_id)),
             node_id: config.node_id.clone(),
-            epoch: data.map_or(0, |data| data.epoch()),
+            epoch: view.as_ref().map_or(0, ClusterView::epoch),
             client_addr: Some(self.client_addr),
-            gossip_addr: None,
+            gossip_addr: self.cluster.get().map(|cluster| cluster.transport().local_addr()),
             zone: config.zone.clone(),
             region: config.region.clone(),
             uptime: self.started.elapsed(),
@@ -156,37 +193,31 @@ impl ops::Node for Node {
                 mode: super::wal_mode(config).name(),
                 segments: data.map_or(0, |data| data.replica.wal().segments().len() as u64),
             },
-            members: Vec::new(),
-            leader: None,
-            copies_catching_up: 0,
+            members: view.as_ref().map_or_else(Vec::new, ClusterView::members),
+            leader: view.as_ref().and_then(ClusterView::leader),
+            copies_catching_up: view.as_ref().map_or(0, ClusterView::copies_catching_up),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
             readings: self.readings(&loaded),
         }
     }
 
     fn shards(&self) -> Vec<ops::Shard> {
-        let Some(data) = self.data.get() else { return Vec::new() };
-        let node_id = self.config().config.node_id.clone();
-        let shard = |status: crate::replica::ShardStatus| ops::Shard {
-            shard: status.shard.0,
-            epoch: u64::from(status.epoch),
-            primary: Some(node_id.clone()),
-            voters: vec![node_id.clone()],
-            learners: Vec::new(),
-            state: ops::ShardState::Healthy,
-            positions: [(node_id.clone(), status.position.into())].into(),
-        };
-        data.replica.status().into_iter().map(shard).collect()
+        self.cluster.get().map_or_else(Vec::new, |cluster| ClusterView::of(cluster).shards())
     }
 
     fn stoppable(&self) -> Result<(), String> {
-        match self.readings(&Node::config(self)).shards_owned {
-            0 => Ok(()),
-            shards => Err(format!(
-                "this node is the only member of its cluster: while it is stopped, none of its \
-                 {shards} shards can be read or written"
-            )),
+        match self.cluster.get() {
+            Some(cluster) => cluster.stoppable(),
+            None => Err("the node is still starting".to_owned()),
         }
+    }
+
+    async fn decommission(&self, name: &str) -> Result<(), ActionError> {
+        self.cluster()?.decommission(name).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), ActionError> {
+        self.cluster()?.remove(name).await
     }
 
     fn config(&self) -> serde_json::Value {
@@ -215,8 +246,12 @@ impl ops::Node for Node {
 
     fn drain(&self) -> Drained {
         tracing::info!("draining: requests are refused from now on");
-        self.coordinator.drain();
         self.notifier.status("draining");
+        let (coordinator, cluster) = (self.coordinator.clone(), self.cluster.get().cloned());
+        if let Some(cluster) = cluster {
+            tokio::spawn(async move { cluster.hand_over().await });
+        }
+        coordinator.drain();
         Drained { active_connections: self.api.active_connections() as u64 }
     }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::entry::Timestamp;
 use crate::process::Watchdog;
-use crate::replica::{Replica, Sweep, Work};
+use crate::replica::{Sweep, Work};
+use crate::replication::Replication;
+use crate::store::EvictionPolicy;
 use crate::wal;
 
 /// Pause between two turns of the sweeper.
@@ -35,16 +37,18 @@ impl Sweeper {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub(super) fn start(replica: Arc<Replica>) -> std::io::Result<Self> {
+    pub(super) fn start(replication: Arc<Replication>) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (stop.clone(), turns.clone());
         let run = move || {
             let mut sweep = Sweep::default();
             let mut turn = SWEEP_TURN;
+            let _runtime = runtime.enter();
             while !stopped.load(Ordering::Relaxed) {
                 // A log that has failed stops the whole node; nothing is left to do here.
-                let Ok(expired) = sweep_for(&replica, &mut sweep, turn) else { return };
+                let Ok(expired) = sweep_for(&replication, &mut sweep, turn) else { return };
                 turn = if expired < SWEEP_BUSY { SWEEP_TURN } else { SWEEP_TURN_BUSY };
                 counted.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(SWEEP_PAUSE);
@@ -71,11 +75,25 @@ impl Drop for Sweeper {
 }
 
 /// Sweeps for `turn`, or once around; answers how many entries had expired.
-fn sweep_for(replica: &Replica, sweep: &mut Sweep, turn: Duration) -> Result<usize, wal::Error> {
+fn sweep_for(
+    replication: &Arc<Replication>,
+    sweep: &mut Sweep,
+    turn: Duration,
+) -> Result<usize, wal::Error> {
     let began = Instant::now();
+    let replica = replication.replica();
     let mut expired = 0;
+    let excess = replica.budget().excess();
+    if excess > 0 && replica.budget().policy() == EvictionPolicy::S3Fifo {
+        // Also where writes alone would not make room: after a start, and for what others order.
+        let mut work = Work::default();
+        replica.evict(excess, Timestamp::now(), &mut work)?;
+        replication.carry_out_soon(work);
+    }
     while began.elapsed() < turn {
-        let swept = replica.sweep(sweep, Timestamp::now(), &mut Work::default())?;
+        let mut work = Work::default();
+        let swept = replica.sweep(sweep, Timestamp::now(), &mut work)?;
+        replication.carry_out_soon(work);
         expired += swept.expired;
         if swept.round_done {
             break;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Kept, Shard, apply};
+use super::{Kept, Setting, Shard, apply};
 use crate::entry::{Position, Record, Timestamp};
 use crate::snapshot::{Entry, Item, ShardState};
 use crate::store::Lookup;
@@ -27,6 +27,11 @@ impl Shard {
     fn restore_entry(&mut self, entry: &Entry<'_>) {
         let Entry { key, value, content_type, version, expires_at } = *entry;
         self.table.put(key, value, content_type, version, expires_at);
+    }
+
+    /// From here on it is a copy of another life of the node.
+    pub fn enter(&mut self, setting: Arc<Setting>) {
+        self.setting = setting;
     }
 
     /// Empties it, for a copy that was adopted and comes by [`Shard::restore`].

@@ -72,7 +72,7 @@ pub(crate) async fn start(setup: Setup) -> Node {
         replica.lead_alone().await.unwrap();
         let topology = replication::alone(&replica);
         let shelf = Shelf { disk: Arc::new(Os), dir: dir.path().to_owned(), cluster_id: 1 };
-        let replication = Replication::new(Arc::new(replica), Arc::new(Nobody), shelf);
+        let replication = Replication::new(Arc::new(replica), Arc::new(Nobody), shelf, Arc::clone(&metrics));
         coordinator.serve(replication, topology, 1);
     }
     let server = Server::new(coordinator.clone(), Arc::clone(&metrics), setup.settings, setup.tls);
@@ -112,7 +112,7 @@ fn replica(setup: &Setup, dir: PathBuf, metrics: &Arc<Metrics>) -> Replica {
         source: 1,
         ring_bytes_max: 64 << 10,
     };
-    let copies = Copies::new(Placement::new(3, 16), Arc::new(setting));
+    let copies = Copies::new(Placement::new(3, 16), setting);
     Replica::new(copies, wal, Arc::clone(metrics))
 }
 

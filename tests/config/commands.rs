@@ -59,6 +59,7 @@ fn show_gives_each_value_with_its_source() {
     let path = dir.path().join("config.json");
     fs::write(&path, r#"{"max_conns": 7, "addrs": ["a:1", "b:2"]}"#).expect("a file");
     let sources = Sources {
+        bootstrap: false,
         file: Some(path.clone()),
         environment: vec![("AEGIS_AUTH_TOKEN".into(), "x".repeat(32).into())],
         flags: BTreeMap::from([("data-dir".to_owned(), "/d".to_owned())]),

@@ -52,6 +52,13 @@ impl Fake {
         }
     }
 
+    fn known(&self, name: &str) -> Result<(), ActionError> {
+        match name {
+            "node2" => Ok(()),
+            _ => Err(ActionError::Unknown { what: "member" }),
+        }
+    }
+
     fn with(change: impl FnOnce(&mut Status)) -> Self {
         let fake = Self::new();
         change(&mut fake.status.lock());
@@ -82,6 +89,18 @@ impl Node for Fake {
             state: ShardState::UnderReplicated,
             positions: BTreeMap::from([("n1".to_owned(), Position { epoch: 3, seq: 99 })]),
         }]
+    }
+
+    async fn decommission(&self, name: &str) -> Result<(), ActionError> {
+        self.known(name)?;
+        self.told.lock().push(format!("decommission {name}"));
+        Ok(())
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), ActionError> {
+        self.known(name)?;
+        self.told.lock().push(format!("remove {name}"));
+        Ok(())
     }
 
     fn stoppable(&self) -> Result<(), String> {

@@ -1,0 +1,172 @@
+//! The cluster as this node sees it, in the words of port 7702.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::controller::{self, ShardState, Sight};
+use crate::entry::ShardId;
+use crate::gossip;
+use crate::metrics::{Readings, ShardCounts};
+use crate::ops;
+use crate::shard::Part;
+use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
+
+use super::cluster::Cluster;
+
+/// One moment of the cluster.
+pub(super) struct ClusterView<'a> {
+    cluster: &'a Cluster,
+    topology: Arc<Topology>,
+    sight: Sight,
+    states: Vec<ShardState>,
+    leader: Option<NodeId>,
+}
+
+impl<'a> ClusterView<'a> {
+    pub(super) fn of(cluster: &'a Cluster) -> Self {
+        let topology = cluster.topology_now();
+        let sight = cluster.sight();
+        let states = controller::shard_states(&topology, &sight, &cluster.settings().controller);
+        let leader = cluster.consensus().leadership().borrow().leader;
+        Self { cluster, topology, sight, states, leader }
+    }
+
+    /// The topology's revision.
+    pub(super) fn epoch(&self) -> u64 {
+        self.topology.revision
+    }
+
+    pub(super) fn leader(&self) -> Option<String> {
+        self.leader.map(|node| self.topology.name(node))
+    }
+
+    pub(super) fn members(&self) -> Vec<ops::Member> {
+        let mut shards: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for configuration in &self.topology.shards {
+            for seat in configuration.seats() {
+                if self.topology.is_present(seat) {
+                    shards.entry(seat.node).or_default().0 += 1;
+                }
+            }
+            shards.entry(configuration.primary.node).or_default().1 += 1;
+        }
+        let member = |member: &Member| {
+            let about = &member.about;
+            let (shards, primaries) = shards.get(&member.node).copied().unwrap_or_default();
+            ops::Member {
+                node_id: about.name.clone(),
+                status: self.status(member),
+                client_addr: Some(about.client_addr.clone()),
+                gossip_addr: Some(about.peer_addr.clone()),
+                zone: about.zone.clone(),
+                region: about.region.clone(),
+                version: about.version.clone(),
+                shards,
+                primaries,
+                leader: self.leader == Some(member.node),
+            }
+        };
+        self.topology.members.values().map(member).collect()
+    }
+
+    fn status(&self, member: &Member) -> ops::MemberStatus {
+        let seems = self.cluster.seems(member.node);
+        match seems {
+            _ if member.node == self.cluster.me && member.standing == Standing::Member => {
+                ops::MemberStatus::Alive
+            }
+            Some(gossip::State::Suspect) => ops::MemberStatus::Suspect,
+            Some(gossip::State::Dead) => ops::MemberStatus::Dead,
+            Some(gossip::State::Left) => ops::MemberStatus::Leaving,
+            _ if member.standing != Standing::Member => ops::MemberStatus::Leaving,
+            Some(gossip::State::Alive) => ops::MemberStatus::Alive,
+            None => ops::MemberStatus::Joining,
+        }
+    }
+
+    pub(super) fn shards(&self) -> Vec<ops::Shard> {
+        self.topology
+            .shards
+            .iter()
+            .zip(&self.states)
+            .enumerate()
+            .map(|(id, (configuration, state))| self.shard(ShardId(id as u16), configuration, *state))
+            .collect()
+    }
+
+    fn shard(&self, id: ShardId, configuration: &Configuration, state: ShardState) -> ops::Shard {
+        let names = |seats: &[Seat]| {
+            let mut names: Vec<String> =
+                seats.iter().map(|seat| self.topology.name(seat.node)).collect();
+            names.dedup();
+            names
+        };
+        let positions = self.sight.reports.iter().filter_map(|(node, report)| {
+            let copy = report.shards.iter().find(|copy| copy.shard == id)?;
+            configuration.seat_of(*node)?;
+            Some((self.topology.name(*node), copy.last.into()))
+        });
+        ops::Shard {
+            shard: id.0,
+            epoch: u64::from(configuration.epoch),
+            primary: Some(self.topology.name(configuration.primary.node)),
+            voters: names(&configuration.voters),
+            learners: names(&configuration.learners),
+            state: match state {
+                ShardState::Healthy => ops::ShardState::Healthy,
+                ShardState::UnderReplicated => ops::ShardState::UnderReplicated,
+                ShardState::CatchingUp => ops::ShardState::CatchingUp,
+                ShardState::Moving => ops::ShardState::Moving,
+                ShardState::Unavailable => ops::ShardState::Unavailable,
+            },
+            positions: positions.collect(),
+        }
+    }
+
+    /// Copies on this node that vote, or shall, and are behind.
+    pub(super) fn copies_catching_up(&self) -> u64 {
+        let me = self.cluster.replication().replica().me();
+        let behind = self.topology.shards.iter().enumerate().filter(|(id, configuration)| {
+            let primary = self.sight.reports.get(&configuration.primary.node);
+            let copy = primary
+                .and_then(|report| report.shards.iter().find(|copy| usize::from(copy.shard.0) == *id));
+            configuration.is_voter(me)
+                && configuration.primary != me
+                && copy.is_some_and(|copy| {
+                    copy.copies.iter().any(|(seat, acked)| *seat == me && *acked == 0)
+                })
+        });
+        behind.count() as u64
+    }
+
+    /// What the gauges show of the cluster.
+    pub(super) fn fill(&self, readings: &mut Readings) {
+        let me = self.cluster.replication().replica().me();
+        let mut counts = ShardCounts::default();
+        for state in &self.states {
+            *match state {
+                ShardState::Healthy => &mut counts.healthy,
+                ShardState::UnderReplicated => &mut counts.under_replicated,
+                ShardState::CatchingUp => &mut counts.catching_up,
+                ShardState::Moving => &mut counts.moving,
+                ShardState::Unavailable => &mut counts.unavailable,
+            } += 1;
+        }
+        readings.shards = counts;
+        let named = self.topology.shards.iter().filter(|configuration| configuration.names(me));
+        readings.shards_owned = named.count() as u64;
+        let status = self.cluster.replication().replica().status();
+        let led: Vec<_> = status.iter().filter(|status| status.part == Part::Active).collect();
+        readings.shard_primaries = led.len() as u64;
+        let lag = led.iter().flat_map(|status| {
+            status.acknowledged.iter().map(|(_, acked)| status.position.seq.saturating_sub(*acked))
+        });
+        readings.replica_lag_records = lag.max().unwrap_or(0);
+        let living = self.topology.members.values().filter(|member| {
+            matches!(self.status(member), ops::MemberStatus::Alive | ops::MemberStatus::Leaving)
+                && (member.node == self.cluster.me
+                    || self.cluster.seems(member.node) == Some(gossip::State::Alive))
+        });
+        readings.cluster_members = living.count() as u64;
+    }
+}
