@@ -273,7 +273,8 @@ impl World {
         let mut live: Vec<Seat> =
             voters.into_iter().filter(|seat| self.counts(*seat, shard)).collect();
         let primary = configuration.primary;
-        if !live.contains(&primary) && !(configuration.unclean && self.is_live(primary)) {
+        let may_lead = live.contains(&primary) || (configuration.unclean && self.is_live(primary));
+        if !may_lead {
             return;
         }
         if configuration.unclean {
