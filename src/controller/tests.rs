@@ -406,6 +406,34 @@ fn a_node_can_be_stopped_while_the_others_have_all_that_is_committed() {
 }
 
 #[test]
+fn a_voter_far_behind_is_catching_up_and_does_not_stand_in_for_another() {
+    let mut world = World::of(3, SHARDS);
+    let look = |world: &mut World, behind: u64| {
+        let mut sight = world.sight();
+        for report in sight.reports.values_mut() {
+            let mut other = (**report).clone();
+            for shard in &mut other.shards {
+                shard.committed += behind;
+                let is_third = |(seat, _): &&mut (Seat, u64)| seat.node != NodeId(3);
+                shard.copies.iter_mut().filter(is_third).for_each(|(_, seq)| *seq += behind);
+            }
+            *report = other.into();
+        }
+        let stop = |node| {
+            let (topology, settings) = (&world.topology, &world.settings);
+            keeps_quorum_without(topology, &sight, settings, NodeId(node), Copies::Majority)
+        };
+        // The ten shards that node3 leads itself know no lag of it.
+        let shards = stop(2).map_or_else(|needed| needed.shards, |()| 0);
+        assert_eq!(stop(3), Ok(()));
+        let states = super::shard_states(&world.topology, &sight, &world.settings);
+        (shards, states.iter().filter(|state| **state == ShardState::CatchingUp).count())
+    };
+    assert_eq!(look(&mut world, 1_000), (0, 0));
+    assert_eq!(look(&mut world, 1_001), (20, 20));
+}
+
+#[test]
 fn copying_to_a_node_is_bounded_where_there_is_much_to_copy() {
     let mut world = World::new(100);
     world.writes = true;
