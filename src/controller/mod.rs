@@ -7,9 +7,9 @@
 //! remembers between plans makes it patient, never unsafe: another one, on the next leader, may
 //! start with nothing.
 //!
-//! In this order: a primary that seems failed is replaced ([`failover`]); a shard that has lost its
-//! majority goes on with what is left ([`recovery`]); copies come, go and move ([`copies`]);
-//! primaries are balanced ([`balance`]).
+//! In this order: a primary that seems failed is replaced (`failover`); a shard that has lost its
+//! majority goes on with what is left (`recovery`); copies come, go and move (`copies`);
+//! primaries are balanced (`balance`).
 //!
 //! Invariants: voters change only from an epoch whose primary reported itself active, and by way of
 //! a joint configuration, but for unclean recovery; a new voter is level; a primary votes, lives and

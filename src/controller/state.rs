@@ -2,10 +2,14 @@
 
 use super::Settings;
 use super::health::Health;
-use super::sight::Sight;
+use super::sight::{ShardReport, Sight};
 use super::view::View;
 use crate::entry::ShardId;
-use crate::topology::{Copies, NodeId, Topology};
+use crate::topology::{Copies, NodeId, Seat, Topology};
+
+/// A voter that is no further behind than this keeps up: under steady writes some are always on
+/// their way.
+const IN_FLIGHT_RECORDS: u64 = 1_000;
 
 /// How a shard is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +44,14 @@ pub struct Needed {
 pub fn shard_states(topology: &Topology, sight: &Sight, settings: &Settings) -> Vec<ShardState> {
     let assessments = Health::default().observe(topology, sight, settings);
     let view = View::new(topology, sight, settings, &assessments);
-    // A dead member's place is missed until it has been dead for long and nobody can take it; after
-    // that as well, since the operator wants to know.
+    // A dead member is counted, for however long it has been dead: the operator wants to know.
     let holders = view.nodes().filter(|(_, node)| node.stays()).count();
     let copies = settings.replication_factor.min(holders);
     view.shards().map(|(shard, _)| state(&view, shard, copies)).collect()
 }
 
 /// Whether every shard keeps `quorum`, and a majority, of each of its sets of voters while `node`
-/// is down: of voters that live, remember, and have all that is committed.
+/// is down: of voters that live, remember, and keep up.
 ///
 /// # Errors
 /// [`Needed`] if some shards would not.
@@ -63,16 +66,23 @@ pub fn keeps_quorum_without(
     let view = View::new(topology, sight, settings, &assessments);
     let mut needed = view.shards().filter(|(shard, configuration)| {
         let Some(primary) = view.active(*shard) else { return true };
-        let has_all = |seat| {
-            seat == configuration.primary
-                || primary.copies.iter().any(|(s, seq)| *s == seat && *seq >= primary.committed)
+        let counts = |seat: Seat| {
+            let keeps_up = seat == configuration.primary || keeps_up(primary, seat);
+            view.has_memory(seat) && keeps_up && seat.node != node
         };
-        let counts = |seat| view.has_memory(seat) && has_all(seat) && seat.node != node;
         let keeps = |copies| configuration.has_quorum(copies, counts);
         !(keeps(Copies::Majority) && keeps(quorum))
     });
     let Some((first, _)) = needed.next() else { return Ok(()) };
     Err(Needed { first, shards: 1 + needed.count() })
+}
+
+/// Whether the seat has acknowledged all that is committed, but for what may be on its way.
+fn keeps_up(primary: &ShardReport, seat: Seat) -> bool {
+    let has = |(copy, acknowledged): &(Seat, u64)| {
+        *copy == seat && acknowledged.saturating_add(IN_FLIGHT_RECORDS) >= primary.committed
+    };
+    primary.copies.iter().any(has)
 }
 
 fn state(view: &View<'_>, shard: ShardId, copies: usize) -> ShardState {
@@ -83,8 +93,8 @@ fn state(view: &View<'_>, shard: ShardId, copies: usize) -> ShardState {
     };
     let live = configuration.voters.iter().filter(|seat| view.has_memory(**seat)).count();
     let is_coming = configuration.learners.iter().any(|seat| view.has_memory(*seat));
-    let is_behind = primary.copies.iter().any(|(seat, seq)| {
-        configuration.voters.contains(seat) && view.has_memory(*seat) && *seq < primary.committed
+    let is_behind = configuration.voters.iter().any(|seat| {
+        *seat != configuration.primary && view.has_memory(*seat) && !keeps_up(primary, *seat)
     });
     if live < copies.max(configuration.voters.len().min(view.settings.replication_factor)) {
         if is_coming { ShardState::CatchingUp } else { ShardState::UnderReplicated }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Settings;
 use super::evidence::{self, Condition};
@@ -17,8 +18,6 @@ pub(super) struct View<'a> {
     pub(super) now: Duration,
     nodes: BTreeMap<NodeId, Node<'a>>,
 }
-
-use std::time::Duration;
 
 /// A member, as it is seen.
 pub(super) struct Node<'a> {

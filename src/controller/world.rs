@@ -54,9 +54,10 @@ pub(super) struct World {
     pub(super) copies: BTreeMap<(Seat, u16), Copy>,
     processes: BTreeMap<NodeId, Process>,
     reports: BTreeMap<NodeId, Arc<Report>>,
-    /// By shard: the epoch that is being taken over, and the one that is active.
+    /// By shard: the epoch that is being taken over, the one that is active, and the last that was.
     taking_over: Vec<u32>,
     active: Vec<u32>,
+    was_active: Vec<u32>,
     /// By shard: the last position that is surely committed.
     committed: Vec<Position>,
     leader: NodeId,
@@ -91,6 +92,7 @@ impl World {
             reports: BTreeMap::new(),
             taking_over: vec![0; shards],
             active: vec![0; shards],
+            was_active: vec![0; shards],
             committed: vec![Position::default(); shards],
             leader: founder,
             next_life: 2,
@@ -251,7 +253,7 @@ impl World {
             assert!(!from.has_quorum(Copies::Majority, has_memory), "{context}");
             assert_eq!(self.settings.unclean_recovery, UncleanRecovery::Serve);
         } else if !voters_stay {
-            assert_eq!(self.active[shard], from.epoch, "not from an active epoch: {context}");
+            assert_eq!(self.was_active[shard], from.epoch, "not from an active epoch: {context}");
             for seat in to.voters.iter().filter(|seat| !from.is_voter(**seat)) {
                 assert!(self.copies[&(*seat, change.shard.0)].vouches, "not level: {context}");
             }
@@ -273,7 +275,8 @@ impl World {
         let mut live: Vec<Seat> =
             voters.into_iter().filter(|seat| self.counts(*seat, shard)).collect();
         let primary = configuration.primary;
-        if !live.contains(&primary) && !(configuration.unclean && self.is_live(primary)) {
+        let may_lead = live.contains(&primary) || (configuration.unclean && self.is_live(primary));
+        if !may_lead {
             return;
         }
         if configuration.unclean {
@@ -323,6 +326,7 @@ impl World {
         let first = Position { epoch: configuration.epoch, seq: last.seq + 1 };
         self.spread(shard, first, majority);
         self.active[shard] = configuration.epoch;
+        self.was_active[shard] = configuration.epoch;
     }
 
     fn order(&mut self, shard: usize, configuration: &Configuration, majority: &[Seat]) {
