@@ -25,8 +25,8 @@ fn random_world(seed: u64) -> World {
         }
         world.add(name, addrs);
     }
-    for node in 0..nodes {
-        world.aliases.insert(format!("{}.alias:7701", names[node]), node);
+    for (node, name) in names[..nodes].iter().enumerate() {
+        world.aliases.insert(format!("{name}.alias:7701"), node);
     }
     world
 }
