@@ -1,5 +1,5 @@
 //! Births in random worlds. A failure names the seed that repeats it. More of them:
-//! `AEGIS_BIRTH_SEEDS=20000 cargo nextest run --lib birth::simulation_tests`.
+//! `AEGIS_BIRTH_SEEDS=3000 cargo test --lib birth::simulation_tests`.
 
 use super::Waiting;
 use super::world::{Chaos, INTERVAL, World};
