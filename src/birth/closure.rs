@@ -153,6 +153,12 @@ impl Acquaintance {
         }
     }
 
+    /// The members that were met, by address.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&String, &Place)> {
+        let is_member = |place: &Place| matches!(place.who, Some(Who::Member { .. }));
+        self.places.iter().filter(move |(_, place)| is_member(place))
+    }
+
     /// What a node said of itself last; of silent ones too.
     pub(super) fn newborn(&self, name: &str) -> Option<&Newborn> {
         self.peers.get(name).map(|peer| &peer.newborn)

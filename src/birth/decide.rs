@@ -56,7 +56,7 @@ impl Birth {
     }
 
     fn has_met_members(&self) -> bool {
-        self.met.places.values().any(|place| matches!(place.who, Some(Who::Member { .. })))
+        self.met.members().next().is_some()
     }
 
     /// The member to ask. A cluster that knows this node's name goes before one that is listed,

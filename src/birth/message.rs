@@ -81,7 +81,7 @@ pub enum Answer {
         knows_you: bool,
     },
     /// The one who answers has no cluster either.
-    New(Newborn),
+    New(Box<Newborn>),
 }
 
 /// Why a message cannot be used.
@@ -205,9 +205,9 @@ mod tests {
 
     #[test]
     fn the_largest_message_that_a_node_may_send_is_taken() {
-        let bytes = Answer::New(largest()).encode();
+        let bytes = Answer::New(Box::new(largest())).encode();
         assert!(bytes.len() <= MESSAGE_BYTES_MAX, "{}", bytes.len());
-        assert_eq!(Answer::decode(&bytes).unwrap(), Answer::New(largest()));
+        assert_eq!(Answer::decode(&bytes).unwrap(), Answer::New(Box::new(largest())));
         assert_eq!(Newborn::decode(&largest().encode()).unwrap(), largest());
     }
 
@@ -225,7 +225,7 @@ mod tests {
         tireless.word.as_mut().unwrap().attempt = u64::MAX;
         for message in [listing, hearing, named, nameless, forged, tireless] {
             assert!(Newborn::decode(&message.encode()).is_err());
-            assert!(Answer::decode(&Answer::New(message).encode()).is_err());
+            assert!(Answer::decode(&Answer::New(Box::new(message)).encode()).is_err());
         }
         assert!(matches!(Newborn::decode(&vec![0; 70_000]), Err(MessageError::TooLong(70_000))));
         let cut = &largest().encode()[..100];
@@ -254,7 +254,7 @@ mod tests {
         fn no_bytes_from_outside_make_the_reader_panic(bytes: Vec<u8>, at in any::<usize>(), with: u8) {
             let _ = Newborn::decode(&bytes);
             let _ = Answer::decode(&bytes);
-            let mut damaged = Answer::New(largest()).encode();
+            let mut damaged = Answer::New(Box::new(largest())).encode();
             let at = at % damaged.len();
             damaged[at] = with;
             let _ = Answer::decode(&damaged);

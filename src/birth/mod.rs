@@ -159,7 +159,7 @@ impl Birth {
     pub fn on_knock(&mut self, from: &Newborn, now: Instant) -> (Answer, Option<Word>) {
         self.hear(from, None, now);
         let word = self.mend_word().or_else(|| self.promise(now));
-        (Answer::New(self.says(now)), word)
+        (Answer::New(Box::new(self.says(now))), word)
     }
 
     /// What came of a knock at `addr`.
@@ -224,9 +224,7 @@ impl Birth {
     /// Where to knock: in the closure, at members, and at the founder who has this node's word.
     fn addresses(&self, closure: &Closure) -> BTreeSet<String> {
         let founder = self.word.as_ref().filter(|word| !word.is_own());
-        let members = self.met.places.iter().filter_map(|(addr, place)| {
-            matches!(place.who, Some(Who::Member { .. })).then(|| addr.clone())
-        });
+        let members = self.met.members().map(|(addr, _)| addr.clone());
         let mut addresses = closure.addresses.clone();
         addresses.extend(members.chain(founder.map(|word| word.founder_addr.clone())));
         addresses

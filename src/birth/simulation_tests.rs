@@ -1,5 +1,5 @@
 //! Births in random worlds. A failure names the seed that repeats it. More of them:
-//! `AEGIS_BIRTH_SEEDS=20000 cargo nextest run --lib birth::simulation_tests`.
+//! `AEGIS_BIRTH_SEEDS=3000 cargo test --lib birth::simulation_tests`.
 
 use super::Waiting;
 use super::world::{Chaos, INTERVAL, World};
@@ -25,8 +25,8 @@ fn random_world(seed: u64) -> World {
         }
         world.add(name, addrs);
     }
-    for node in 0..nodes {
-        world.aliases.insert(format!("{}.alias:7701", names[node]), node);
+    for (node, name) in names[..nodes].iter().enumerate() {
+        world.aliases.insert(format!("{name}.alias:7701"), node);
     }
     world
 }
