@@ -97,8 +97,8 @@ struct Spec {
 fn member(n: u64) -> Spec {
     let timing = Timing {
         ping: Duration::from_millis(20),
-        silent_after: Duration::from_millis(200),
-        close_after: Duration::from_secs(1),
+        silent_after: Duration::from_secs(2),
+        close_after: Duration::from_secs(4),
         redial_min: Duration::from_millis(10),
         redial_max: Duration::from_millis(100),
         ..Timing::default()
@@ -119,6 +119,14 @@ fn member(n: u64) -> Spec {
         timing,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
     }
+}
+
+/// A member that soon takes quiet for silence; a machine that is busy elsewhere may look like it.
+fn impatient(n: u64) -> Spec {
+    let mut spec = member(n);
+    spec.timing.silent_after = Duration::from_millis(200);
+    spec.timing.close_after = Duration::from_secs(1);
+    spec
 }
 
 fn newborn(name: &str) -> Spec {
