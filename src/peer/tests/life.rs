@@ -2,51 +2,7 @@
 
 use std::time::Instant;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::sync::watch;
-
 use super::*;
-
-/// Stands between a dialler and a node, and can stop forwarding.
-struct Proxy {
-    addr: String,
-    open: watch::Sender<bool>,
-}
-
-impl Proxy {
-    async fn to(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap().to_string();
-        let open = watch::Sender::new(true);
-        let gate = open.clone();
-        tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let far = TcpStream::connect(&target).await.unwrap();
-                let (near_read, near_write) = near.into_split();
-                let (far_read, far_write) = far.into_split();
-                tokio::spawn(Self::forward(near_read, far_write, gate.subscribe()));
-                tokio::spawn(Self::forward(far_read, near_write, gate.subscribe()));
-            }
-        });
-        Self { addr, open }
-    }
-
-    async fn forward(
-        mut from: tokio::net::tcp::OwnedReadHalf,
-        mut to: tokio::net::tcp::OwnedWriteHalf,
-        mut open: watch::Receiver<bool>,
-    ) {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = from.read(&mut bytes).await {
-            if open.wait_for(|open| *open).await.is_err()
-                || to.write_all(&bytes[..count]).await.is_err()
-            {
-                return;
-            }
-        }
-    }
-}
 
 async fn through_proxy() -> (Node, Node, Proxy) {
     let (one, two) = (impatient(1).start().await, member(2).start().await);

@@ -210,3 +210,22 @@ async fn one_connection_carries_many_small_frames_a_second() {
     println!("{rate:.0} frames of 100 bytes a second, sealed, unoptimised");
     assert!(rate > 1_000.0, "{rate}");
 }
+
+#[tokio::test]
+async fn with_a_secret_nobody_on_the_way_can_read_or_change_a_frame() {
+    let (one, two) = (member(1).start().await, member(2).start().await);
+    let proxy = Proxy::to(two.addr()).await;
+    one.dial(&[(2, &proxy.addr)]);
+    one.until_up(2).await;
+    assert_eq!(one.call(2, ECHO, b"in confidence").await.unwrap(), "in confidence");
+    let read =
+        |text: &[u8]| proxy.wire.passed.lock().windows(text.len()).any(|window| window == text);
+    assert!(read(b"node1"), "the introduction is open");
+    assert!(!read(b"in confidence"));
+
+    proxy.wire.spoils.store(true, Ordering::Relaxed);
+    assert!(one.send(2, 1, b"spoiled"));
+    one.until(2, |link| !link.is_up()).await;
+    assert!(two.refused(Refusal::Garbage) + one.refused(Refusal::Garbage) > 0);
+    assert!(two.inbox.frames.lock().is_empty());
+}
