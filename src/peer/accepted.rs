@@ -6,7 +6,7 @@
 //! forgotten.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,7 +22,7 @@ use super::outbox::Outbox;
 use super::record::{Inbound, InboundError, Sealer};
 use super::refusal::Objection;
 use super::registry::Place;
-use super::shared::Shared;
+use super::shared::{LAST_WORDS_MAX, Shared};
 use super::tls::{Reader, Writer};
 use super::{Handler, wall_millis};
 
@@ -33,7 +33,7 @@ pub(super) const REQUESTS_MAX: u32 = 1024;
 const FRAMES_MAX: usize = 4096;
 
 /// How long one request on a connection of its own may take.
-const KNOCK_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+const KNOCK_MAX: Duration = Duration::from_secs(60);
 
 /// A connection that was taken in.
 pub(super) struct Accepted {
@@ -126,7 +126,7 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared>, handler: Arc<H>, acce
     }
     connection.outbox.finish();
     tokio::select! {
-        _ = timeout(connection.shared.timing.ping, &mut writing) => {}
+        _ = timeout(LAST_WORDS_MAX, &mut writing) => {}
         () = ended.cancelled() => {}
     }
     connection.outbox.close();

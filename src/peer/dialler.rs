@@ -21,7 +21,7 @@ use super::link::{Down, Measure, Silence};
 use super::outbox::Outbox;
 use super::record::{Inbound, InboundError, Sealer};
 use super::refusal::{Objection, Refusal};
-use super::shared::{Shared, Standing};
+use super::shared::{LAST_WORDS_MAX, Shared, Standing};
 use super::tls::{self, Reader, Stream, Writer};
 use super::{Peer, random_u64, wall_millis};
 use crate::topology::NodeId;
@@ -237,10 +237,10 @@ impl Dialler {
         };
         self.lane.store(None);
         if matches!(end, Err(Outcome::Over)) {
-            // What is queued still goes out, in the time that it takes to notice a dead peer.
+            // What is queued still goes out.
             lane.outbox.finish();
             tokio::select! {
-                _ = timeout(shared.timing.ping, &mut writing) => {}
+                _ = timeout(LAST_WORDS_MAX, &mut writing) => {}
                 () = shared.ended.cancelled() => {}
             }
         }

@@ -67,7 +67,7 @@ impl Identity {
     }
 
     /// Whether its texts are such as may stand in a log line.
-    fn is_sound(&self) -> bool {
+    pub(super) fn is_sound(&self) -> bool {
         let sound = |text: &str, bytes_max: usize| {
             !text.is_empty() && text.len() <= bytes_max && !text.contains(char::is_control)
         };

@@ -101,7 +101,9 @@ async fn meet<H: Handler>(
         Ok(Err((failure, stream))) => {
             match &failure {
                 Failure::Objection(objection) => {
-                    shared.object(objection, &peer, &whom);
+                    // A stranger may claim any name: its address alone says who comes again.
+                    let known = objection.refusal().is_of_one_known();
+                    shared.object(objection, if known { &whom } else { &peer }, &whom);
                     // Lost only if the other side has gone already.
                     let _ = timeout(REFUSAL_LINGER, tell(stream, objection)).await;
                 }

@@ -132,10 +132,15 @@ impl Transport {
     /// Starts to listen. `handler` is given what others send. To be called within a runtime.
     ///
     /// # Errors
-    /// The listener's address cannot be told.
+    /// The listener's address cannot be told, or the identity has texts that others would refuse:
+    /// empty, longer than a host name and port, or with control characters.
     pub fn start<H: Handler>(config: Config, handler: Arc<H>) -> io::Result<Self> {
         let local_addr = config.listen.local_addr()?;
         let Config { listen, identity, secrets, tls, timing } = config;
+        if !identity.is_sound() {
+            let what = "node_id or the advertised address is empty, too long, or not plain text";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         let shared = Arc::new(Shared::new(identity, secrets, tls, timing));
         shared.tracker.spawn(listener::listen(Arc::clone(&shared), listen, handler));
         Ok(Self { shared, local_addr })

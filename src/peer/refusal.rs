@@ -91,6 +91,11 @@ impl Refusal {
         }
     }
 
+    /// Whether the one that it is about has proved who it is before.
+    pub(super) fn is_of_one_known(self) -> bool {
+        matches!(self, Self::Cluster | Self::Shards | Self::Duplicate | Self::NotMember)
+    }
+
     /// The byte that stands for it between nodes.
     pub(super) fn code(self) -> u8 {
         match self {

@@ -102,7 +102,7 @@ impl Registry {
                 Ok(place) => return Ok(place),
                 Err(rivals) => rivals,
             };
-            let before: Vec<u64> = rivals.iter().map(|rival| heard(rival)).collect();
+            let before: Vec<u64> = rivals.iter().map(heard).collect();
             let all_gone = async {
                 for (_, rival) in &rivals {
                     rival.gone.cancelled().await;

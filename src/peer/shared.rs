@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::dialler::Dialler;
 use super::hello::Identity;
@@ -24,6 +24,9 @@ use crate::topology::NodeId;
 
 /// Most connections from others that have introduced themselves, at a time.
 pub(super) const ACCEPTED_MAX: usize = 1024;
+
+/// How long an ending connection may take to write what is queued.
+pub(super) const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
 
 /// The intervals of a transport. The defaults keep failover within its budget.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +88,7 @@ pub(super) struct Shared {
     pub(super) secrets: ArcSwap<Secrets>,
     pub(super) tls: ArcSwapOption<Tls>,
     standing: Mutex<Standing>,
-    /// Whom to keep a connection to. Changed under `peers_change` alone.
+    /// Whom to keep a connection to. Changed under `diallers_change` alone.
     pub(super) diallers: ArcSwap<BTreeMap<NodeId, Arc<Dialler>>>,
     pub(super) diallers_change: Mutex<()>,
     pub(super) links: Board,
@@ -155,15 +158,22 @@ impl Shared {
     /// remains the same when it comes again, `whom` is for the eye.
     pub(super) fn object(&self, objection: &Objection, peer: &str, whom: &str) {
         let refusal = objection.refusal();
-        if self.refusals.note(refusal, peer, Instant::now()) {
-            warn!(reason = refusal.name(), "no connection with {whom}: {objection}");
+        match self.refusals.note(refusal, peer, Instant::now()) {
+            // Every node that joins is dialled a moment too early.
+            true if refusal == Refusal::NotMember => {
+                debug!("no connection with {whom} yet: {objection}");
+            }
+            true => warn!(reason = refusal.name(), "no connection with {whom}: {objection}"),
+            false => {}
         }
     }
 
     /// The same for an objection of the other side.
     pub(super) fn told(&self, refusal: Refusal, peer: &str, whom: &str) {
-        if self.refusals.note(refusal, peer, Instant::now()) {
-            warn!(reason = refusal.name(), "{whom} refuses this node: {refusal}");
+        match self.refusals.note(refusal, peer, Instant::now()) {
+            true if refusal == Refusal::NotMember => debug!("not yet known to {whom}: {refusal}"),
+            true => warn!(reason = refusal.name(), "{whom} refuses this node: {refusal}"),
+            false => {}
         }
     }
 }

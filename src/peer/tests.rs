@@ -7,12 +7,15 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::*;
@@ -97,8 +100,8 @@ struct Spec {
 fn member(n: u64) -> Spec {
     let timing = Timing {
         ping: Duration::from_millis(20),
-        silent_after: Duration::from_millis(200),
-        close_after: Duration::from_secs(1),
+        silent_after: Duration::from_secs(2),
+        close_after: Duration::from_secs(4),
         redial_min: Duration::from_millis(10),
         redial_max: Duration::from_millis(100),
         ..Timing::default()
@@ -119,6 +122,14 @@ fn member(n: u64) -> Spec {
         timing,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
     }
+}
+
+/// A member that soon takes quiet for silence; a machine that is busy elsewhere may look like it.
+fn impatient(n: u64) -> Spec {
+    let mut spec = member(n);
+    spec.timing.silent_after = Duration::from_millis(200);
+    spec.timing.close_after = Duration::from_secs(1);
+    spec
 }
 
 fn newborn(name: &str) -> Spec {
@@ -233,4 +244,60 @@ async fn pair(one: Spec, two: Spec) -> (Node, Node) {
     one.dial(&[(2, &two.addr())]);
     one.until_up(2).await;
     (one, two)
+}
+
+/// Stands between a dialler and a node: keeps what passes, and can stop forwarding or spoil it.
+struct Proxy {
+    addr: String,
+    open: watch::Sender<bool>,
+    wire: Arc<Wire>,
+}
+
+#[derive(Default)]
+struct Wire {
+    passed: Mutex<Vec<u8>>,
+    spoils: AtomicBool,
+}
+
+impl Proxy {
+    async fn to(target: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let open = watch::Sender::new(true);
+        let gate = open.clone();
+        let wire = Arc::<Wire>::default();
+        let tapped = Arc::clone(&wire);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(&target).await.unwrap();
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = far.into_split();
+                for (from, to) in [(near_read, far_write), (far_read, near_write)] {
+                    let (open, wire) = (gate.subscribe(), Arc::clone(&tapped));
+                    tokio::spawn(Self::forward(from, to, open, wire));
+                }
+            }
+        });
+        Self { addr, open, wire }
+    }
+
+    async fn forward(
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        mut open: watch::Receiver<bool>,
+        wire: Arc<Wire>,
+    ) {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            wire.passed.lock().extend_from_slice(&bytes[..count]);
+            if wire.spoils.load(Ordering::Relaxed) {
+                bytes[count - 1] ^= 1;
+            }
+            if open.wait_for(|open| *open).await.is_err()
+                || to.write_all(&bytes[..count]).await.is_err()
+            {
+                return;
+            }
+        }
+    }
 }

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
 use super::super::hello::{HELLO_BYTES_MAX, MAGIC, VERSION, with_head};
 use super::*;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 /// That the first, dialling the second, is refused for that; both count it, and both directions
 /// stay closed.

@@ -135,20 +135,28 @@ async fn frames_over_the_bound_are_dropped_and_the_rest_arrives() {
 
 #[tokio::test]
 async fn requests_beyond_the_limit_wait_without_looking_like_silence() {
-    let (one, two) = pair(member(1), member(2)).await;
-    let many = futures_util::future::join_all(
-        (0..1_100)
-            .map(|_| one.transport.call(NodeId(2), NEVER, |_| {}, Duration::from_millis(600))),
-    );
-    let watch = async {
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        let late = one.transport.call(NodeId(2), ECHO, |_| {}, Duration::from_millis(100));
-        assert_eq!(late.await, Err(CallError::TimedOut), "1,024 are the limit");
-        assert!(one.link(2).unwrap().is_up());
+    let (one, two) = pair(impatient(1), member(2)).await;
+    let went_down = async {
+        let mut links = one.transport.links();
+        let down = links.wait_for(|links| !links[&NodeId(2)].is_up()).await;
+        down.expect("the transport lives");
     };
-    let (answers, ()) = tokio::join!(many, watch);
-    assert!(answers.iter().all(|answer| *answer == Err(CallError::TimedOut)));
-    assert!(one.link(2).unwrap().is_up());
+    let brief = Duration::from_millis(600);
+    let many = futures_util::future::join_all(
+        (0..1_100).map(|_| one.transport.call(NodeId(2), NEVER, |_| {}, brief)),
+    );
+    let one_more = async {
+        tokio::time::sleep(brief / 2).await;
+        one.transport.call(NodeId(2), ECHO, |_| {}, brief / 2).await
+    };
+    let answers = async { tokio::join!(many, one_more) };
+    tokio::select! {
+        () = went_down => panic!("a node that is busy is taken for silent"),
+        (many, one_more) = answers => {
+            assert!(many.iter().all(|answer| *answer == Err(CallError::TimedOut)));
+            assert_eq!(one_more, Err(CallError::TimedOut), "1,024 are the limit");
+        }
+    }
     drop(two);
 }
 
@@ -201,4 +209,23 @@ async fn one_connection_carries_many_small_frames_a_second() {
     let rate = FRAMES as f64 / start.elapsed().as_secs_f64();
     println!("{rate:.0} frames of 100 bytes a second, sealed, unoptimised");
     assert!(rate > 1_000.0, "{rate}");
+}
+
+#[tokio::test]
+async fn with_a_secret_nobody_on_the_way_can_read_or_change_a_frame() {
+    let (one, two) = (member(1).start().await, member(2).start().await);
+    let proxy = Proxy::to(two.addr()).await;
+    one.dial(&[(2, &proxy.addr)]);
+    one.until_up(2).await;
+    assert_eq!(one.call(2, ECHO, b"in confidence").await.unwrap(), "in confidence");
+    let read =
+        |text: &[u8]| proxy.wire.passed.lock().windows(text.len()).any(|window| window == text);
+    assert!(read(b"node1"), "the introduction is open");
+    assert!(!read(b"in confidence"));
+
+    proxy.wire.spoils.store(true, Ordering::Relaxed);
+    assert!(one.send(2, 1, b"spoiled"));
+    one.until(2, |link| !link.is_up()).await;
+    assert!(two.refused(Refusal::Garbage) + one.refused(Refusal::Garbage) > 0);
+    assert!(two.inbox.frames.lock().is_empty());
 }
