@@ -213,8 +213,7 @@ pub(super) fn write_body(
     let (kind, payload): (u8, &[u8]) = match frame {
         Frame::Greet(Greeting { me, answers, token, at_least }) => {
             let answers = answers.map(|(session, counter)| (session.0, counter));
-            let wire =
-                WireGreeting { me: me.into(), answers, token: *token, at_least: *at_least };
+            let wire = WireGreeting { me: me.into(), answers, token: *token, at_least: *at_least };
             (0, postcard::to_slice(&wire, &mut space)?)
         }
         Frame::Swim(message) if message.len() > PAYLOAD_BYTES_MAX => return Err(WireError::Full),
@@ -300,8 +299,7 @@ mod tests {
 
     #[test]
     fn a_header_has_its_fields_where_the_format_says() {
-        let header =
-            Header { form: Form::Sealed, cluster_id: 1, session: Session(2), counter: 3 };
+        let header = Header { form: Form::Sealed, cluster_id: 1, session: Session(2), counter: 3 };
         let mut bytes = Vec::new();
         header.write(&mut bytes);
         let zeros = [0_u8; 15];

@@ -291,9 +291,8 @@ impl Engine {
                 let generation = (greeting.me.life, greeting.me.generation);
                 self.take_greeting(heard, greeting, now)?;
                 let at_least = self.at_least(node, heard.session);
-                let is_behind = at_least.is_some_and(|least| {
-                    generation.0 == least.0 && generation.1 < least.1
-                });
+                let is_behind =
+                    at_least.is_some_and(|least| generation.0 == least.0 && generation.1 < least.1);
                 if (asks_who || is_behind) && self.answers.take(now) {
                     self.answer(heard);
                 }
@@ -511,11 +510,11 @@ impl Engine {
 
     /// The life and the least generation in which a node can be believed alive, as far as known.
     fn at_least(&self, node: NodeId, session: Session) -> Option<(u64, u64)> {
-        let known = self.watch.id(node)?;
+        // foca may know a generation that is over of a node that was never seen from here.
+        let known = self.foca.iter_membership_state().find(|member| member.id().node == node)?;
         let is_present = self.sessions.of(node) == Some(session);
-        let is_over = self.watch.is_down(node) || self.watch.state(node) == Some(State::Left);
-        let more = u64::from(is_over || !is_present);
-        Some((known.life, known.generation.saturating_add(more)))
+        let more = u64::from(known.state() == foca::State::Down || !is_present);
+        Some((known.id().life, known.id().generation.saturating_add(more)))
     }
 
     /// Writes a datagram and answers its counter.
@@ -542,7 +541,8 @@ impl Engine {
 fn foca_config(interval: Duration, timeouts: Timeouts) -> foca::Config {
     let one = NonZeroUsize::MIN;
     let three = one.saturating_add(2);
-    let every = |intervals: u32| PeriodicParams { frequency: interval * intervals, num_members: one };
+    let every =
+        |intervals: u32| PeriodicParams { frequency: interval * intervals, num_members: one };
     foca::Config {
         probe_period: interval,
         probe_rtt: interval / 3,

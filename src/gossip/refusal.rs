@@ -85,7 +85,9 @@ impl Reason {
             Self::Garbage => {
                 "it is no gossip of AegisKV; find out what else sends to gossip_bind_addr"
             }
-            Self::Truncated => "it ends too early; look for a device on the way that cuts datagrams",
+            Self::Truncated => {
+                "it ends too early; look for a device on the way that cuts datagrams"
+            }
             Self::Oversized => {
                 "it is longer than any node sends; find out what else sends to gossip_bind_addr"
             }

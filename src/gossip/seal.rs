@@ -108,7 +108,11 @@ impl Keys {
             Form::Plain => {
                 let (body, sum) = rest.split_at(rest.len() - 4);
                 let expected = crc32c::crc32c(&datagram[..datagram.len() - 4]);
-                if sum == expected.to_be_bytes() { Ok(body.to_vec()) } else { Err(Unopened::Damaged) }
+                if sum == expected.to_be_bytes() {
+                    Ok(body.to_vec())
+                } else {
+                    Err(Unopened::Damaged)
+                }
             }
             Form::Sealed => {
                 let (body, tag) = rest.split_at(rest.len() - TRAILER_BYTES_MAX);
@@ -144,8 +148,7 @@ mod tests {
     }
 
     fn sealed(ring: &Keyring, counter: u64) -> Vec<u8> {
-        let envelope =
-            Envelope { from: NodeId(1), life: 2, to: Some(NodeId(3)), token: Some(4) };
+        let envelope = Envelope { from: NodeId(1), life: 2, to: Some(NodeId(3)), token: Some(4) };
         ring.seal(&ring.keys(Session(6)), Session(6), counter, envelope, &BYE).unwrap()
     }
 

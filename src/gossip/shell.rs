@@ -235,7 +235,8 @@ impl Shell {
 
 /// The addresses that a socket can send to.
 fn reachable(addresses: Vec<SocketAddr>, is_v6: bool) -> Vec<SocketAddr> {
-    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let canonical =
+        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     addresses.into_iter().map(canonical).filter(|to| is_v6 || to.is_ipv4()).collect()
 }
 

@@ -4,9 +4,9 @@ mod world;
 
 use std::time::Duration;
 
-use super::super::{Reason, State};
 use crate::gossip::datagram::{Envelope, Form, Frame, HEADER_BYTES, Header, Session};
 use crate::gossip::seal::Keyring;
+use crate::gossip::{Reason, State};
 use crate::topology::NodeId;
 use world::{CLUSTER, SECRET, World};
 
@@ -429,8 +429,7 @@ fn two_processes_that_claim_one_node_do_not_drive_the_cluster_mad() {
 /// Whatever breaks, when it is over everybody is seen as it is. A failure names its seed.
 #[test]
 fn after_any_faults_everybody_is_seen_as_it_is() {
-    for seed in 100..130 {
-        let t0 = std::time::Instant::now();
+    for seed in 1170..1185 {
         let mut world = World::cluster(seed, 5);
         world.run(seconds(10));
         world.break_at_random(20);
@@ -438,7 +437,6 @@ fn after_any_faults_everybody_is_seen_as_it_is() {
         world.revive();
         world.run(seconds(45));
         let complaint = world.complaint();
-        eprintln!("seed {seed} {:?} sent {}", t0.elapsed(), world.sent());
         assert!(complaint.is_none(), "seed {seed}: {}", complaint.unwrap_or_default());
     }
 }

@@ -29,8 +29,7 @@ impl Process {
 
     fn answers(&mut self, session: Session, answers: (Session, u64)) -> bool {
         let envelope = Envelope { from: OTHER, life: 1, to: Some(ME), token: None };
-        let peer =
-            Peer { node: OTHER, name: "node2".to_owned(), life: 1, addr: "h:1".to_owned() };
+        let peer = Peer { node: OTHER, name: "node2".to_owned(), life: 1, addr: "h:1".to_owned() };
         let me = Id::new(&peer, 1);
         let greeting = Greeting { me, answers: Some(answers), token: None, at_least: None };
         let from = (session, 1);

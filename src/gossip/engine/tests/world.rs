@@ -176,7 +176,10 @@ impl World {
     }
 
     pub(super) fn pause(&mut self, node: u64) {
-        self.nodes.get_mut(&node).unwrap().condition = Condition::Paused;
+        let condition = &mut self.nodes.get_mut(&node).unwrap().condition;
+        if *condition == Condition::Running {
+            *condition = Condition::Paused;
+        }
     }
 
     pub(super) fn resume(&mut self, node: u64) {
@@ -377,9 +380,8 @@ impl World {
 
     pub(super) fn foca_has_down(&self, by: u64, node: u64) -> bool {
         let mut members = self.nodes[&by].engine.foca.iter_membership_state();
-        members.any(|member| {
-            member.id().node == NodeId(node) && member.state() == foca::State::Down
-        })
+        members
+            .any(|member| member.id().node == NodeId(node) && member.state() == foca::State::Down)
     }
 
     /// Fails unless every running node sees every other running one, alive.
@@ -412,7 +414,10 @@ impl World {
             for other in self.running().filter(|other| other.number != node.number) {
                 let state = node.seen.get(&NodeId(other.number)).map(|seen| seen.state);
                 if state != Some(State::Alive) {
-                    return Some(format!("node{} sees node{}: {state:?}", node.number, other.number));
+                    return Some(format!(
+                        "node{} sees node{}: {state:?}",
+                        node.number, other.number
+                    ));
                 }
             }
         }
