@@ -154,8 +154,8 @@ impl Topology {
         let seat = Seat { node: founder, life: about.life };
         self.cluster = Some(cluster);
         self.next_node = founder.0 + 1;
-        self.shards =
-            vec![Arc::new(Configuration::alone(epoch, seat)); usize::from(cluster.num_shards)];
+        let alone = Arc::new(Configuration::alone(epoch, seat));
+        self.shards = vec![alone; usize::from(cluster.num_shards)];
         let standing = Standing::Member;
         self.members.insert(founder, Member { node: founder, about, standing });
         self.revision += 1;
