@@ -11,12 +11,16 @@ use super::message::Request;
 use super::{Inner, Metrics, StoredMembership};
 use crate::topology::NodeId;
 
-/// The voters start their elections one after the other, so far apart: long enough for one to be
-/// decided, fsyncs included.
+/// The voters start their elections one after the other, so far apart in the first round: long
+/// enough for one to be decided, fsyncs included. Each round takes twice as long as the one before,
+/// so that slow disks do not let elections overtake each other for ever.
 const TURN: Duration = Duration::from_millis(60);
 
-/// After so many tries openraft's own timers take over.
-const TRIES_MAX: u32 = 8;
+/// After so many rounds openraft's own timers take over.
+const ROUNDS_MAX: u32 = 6;
+
+/// What a leader sent before it was gone may arrive so much later, by another connection.
+const STRAGGLE: Duration = Duration::from_millis(30);
 
 /// A voter has this long to hear that the leader resigns.
 const RESIGN_WITHIN: Duration = Duration::from_millis(100);
@@ -214,6 +218,16 @@ pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
     }
 }
 
+/// How long it is from one's turn in the round before to the one in this round; in the first, from
+/// its beginning.
+fn until_turn(round: u32, turn: usize, rivals: usize) -> Duration {
+    let turns = |n: usize| TURN * u32::try_from(n).unwrap_or(u32::MAX);
+    match round.checked_sub(1) {
+        None => turns(turn),
+        Some(before) => turns(rivals + turn) * 2_u32.pow(before),
+    }
+}
+
 /// Tries to become the leader, at this node's turn and again, until there is another one.
 ///
 /// The rival of higher number has the higher vote in the same term; so with one turn for each, the
@@ -224,22 +238,52 @@ async fn campaign(inner: &Inner, lost: Lost) {
         let led = metrics.current_leader.map(|leader| (leader, metrics.current_term));
         led.is_some_and(|led| led != (lost.leader, lost.term))
     };
-    for attempt in 0..TRIES_MAX {
+    let (mut since, mut granted) = (lost.told + STRAGGLE, None);
+    for round in 0..ROUNDS_MAX {
         let mut rivals = voters(&metrics.borrow().membership_config);
         rivals.remove(&lost.leader);
         let Some(turn) = rivals.iter().position(|node| *node == inner.me) else {
             return;
         };
-        let turns = if attempt == 0 { turn } else { rivals.len() };
-        let wait = TURN * u32::try_from(turns).unwrap_or(u32::MAX);
         tokio::select! {
             biased;
             _ = metrics.wait_for(replaced) => return,
-            () = sleep(wait) => {}
+            () = sleep(until_turn(round, turn, rivals.len())) => {}
         }
-        let heard = inner.heard.lock().is_some_and(|heard| heard > lost.told);
-        if (heard && !lost.resigned) || inner.raft.trigger().elect().await.is_err() {
+        let heard = inner.heard.lock().is_some_and(|heard| heard > since);
+        since = Instant::now();
+        if heard && !lost.resigned {
+            continue;
+        }
+        // A rival that has this node's vote is left a round to win.
+        let Ok(vote) = inner.raft.with_raft_state(|state| *state.vote_ref()).await else {
+            return;
+        };
+        let rival = vote.leader_id().voted_for().filter(|node| rivals.contains(node));
+        if rival.is_some_and(|node| node != inner.me) && granted.replace(vote) != Some(vote) {
+            continue;
+        }
+        if inner.raft.trigger().elect().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_never_come_together_and_rounds_grow() {
+        let mut at = Vec::new();
+        for turn in 0..3 {
+            let mut now = Duration::ZERO;
+            for round in 0..3 {
+                now += until_turn(round, turn, 3);
+                at.push(now.as_millis());
+            }
+        }
+        // By node; the rounds begin at 0, 180 and 540.
+        assert_eq!(at, [0, 180, 540, 60, 300, 780, 120, 420, 1020]);
     }
 }
