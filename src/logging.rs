@@ -160,6 +160,10 @@ pub fn check_level(level: &str) -> Result<(), LevelError> {
     parse_level(level).map(drop)
 }
 
+/// Libraries that are left out of the log unless they are named, or everything is asked for: what
+/// they warn of, such as a node that cannot be reached, is told in this project's own words.
+const QUIET: [&str; 2] = ["openraft", "foca"];
+
 fn parse_level(text: &str) -> Result<Targets, LevelError> {
     if text.split(',').count() > DIRECTIVES_MAX {
         return Err(LevelError::TooMany);
@@ -179,7 +183,13 @@ fn parse_level(text: &str) -> Result<Targets, LevelError> {
             Some(_) | None => return Err(LevelError::Empty),
         }
     }
-    Ok(targets.with_default(everything.unwrap_or(LevelFilter::INFO)))
+    let everything = everything.unwrap_or(LevelFilter::INFO);
+    if everything <= LevelFilter::INFO {
+        let named = |name: &str| text.split(',').any(|part| part.trim().starts_with(name));
+        let quiet = QUIET.iter().filter(|name| !named(name));
+        targets = targets.with_targets(quiet.map(|name| (*name, LevelFilter::OFF)));
+    }
+    Ok(targets.with_default(everything))
 }
 
 fn level_named(word: &str) -> Result<LevelFilter, LevelError> {
