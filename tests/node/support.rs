@@ -39,6 +39,8 @@ impl Home {
             ("health_addr", json!(format!("127.0.0.1:{ops}"))),
             ("data_dir", json!(dir.path().join("data"))),
             ("max_conns", json!(200)),
+            // A node with a new directory listens for three of these before it founds a cluster.
+            ("gossip_interval", json!("10ms")),
         ] {
             config.insert(key.into(), value);
         }
