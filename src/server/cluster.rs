@@ -322,6 +322,9 @@ impl Cluster {
     /// Ends the membership of a node that is dead, or that was decommissioned.
     pub(super) async fn remove(&self, name: &str) -> Result<(), ActionError> {
         let member = self.member(name)?;
+        if self.topology_now().members.len() <= 1 {
+            return Err(ActionError::Conflict("it is the only member of its cluster, and it is alive"));
+        }
         if self.is_living(&member) && member.standing != Standing::Decommissioning {
             return Err(ActionError::Conflict(
                 "the node is alive: decommission it first, or stop it",

@@ -77,16 +77,14 @@ async fn a_reload_says_what_it_applied_or_all_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn the_only_member_can_neither_leave_nor_be_removed() {
+async fn members_are_sent_away_by_name_and_strangers_are_told_of() {
     let node = Arc::new(Fake::new());
-    for uri in ["/admin/nodes/n1/decommission", "/admin/nodes/n1/remove"] {
-        let answer = post(&node, uri).await;
-        assert_eq!(answer.status, 409);
-        assert!(answer.detail().contains("n1 is the only member"));
-    }
-    let unknown = post(&node, "/admin/nodes/n2/remove").await;
+    assert_eq!(post(&node, "/admin/nodes/node2/decommission").await.status, 202);
+    assert_eq!(post(&node, "/admin/nodes/node2/remove").await.status, 200);
+    assert_eq!(*node.told.lock(), ["decommission node2", "remove node2"]);
+    let unknown = post(&node, "/admin/nodes/n9/remove").await;
     assert_eq!(unknown.status, 404);
-    assert!(unknown.detail().contains("its only member is n1"));
+    assert!(unknown.detail().contains("no member of that name"));
 }
 
 const ACTIONS: [&str; 8] = [
@@ -96,8 +94,8 @@ const ACTIONS: [&str; 8] = [
     "/admin/drain",
     "/admin/rate-limit?ops_per_sec=1",
     "/admin/log-level?level=debug",
-    "/admin/nodes/n1/decommission",
-    "/admin/nodes/n1/remove",
+    "/admin/nodes/node2/decommission",
+    "/admin/nodes/node2/remove",
 ];
 
 #[tokio::test]
