@@ -87,7 +87,7 @@ pub(super) enum Unreadable {
 }
 
 impl Header {
-    /// Reads the header of a datagram and answers how long its trailer is.
+    /// Reads the header of a datagram, which has room for a body and its trailer.
     pub(super) fn parse(datagram: &[u8]) -> Result<Self, Unreadable> {
         if datagram.len() < 4 || datagram[..2] != MAGIC {
             return Err(Unreadable::Garbage);

@@ -4,6 +4,7 @@
 //! foca brings nodes together and spreads what each knows; this adds what foca leaves open: who is
 //! believed ([`Sessions`]), where a node is reached ([`Names`]), and what silence means ([`Watch`]).
 
+mod intake;
 mod rounds;
 
 use std::cmp::Ordering;
@@ -14,19 +15,18 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::{Duration, Instant};
 
 use foca::{
-    AccumulatingRuntime, Codec, Foca, Member, NoCustomBroadcast, OwnedNotification, PeriodicParams,
-    Timer,
+    AccumulatingRuntime, Foca, Member, NoCustomBroadcast, OwnedNotification, PeriodicParams, Timer,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::datagram::{Envelope, Frame, Greeting, Header, PAYLOAD_BYTES_MAX, Session, read_body};
+use super::datagram::{Envelope, Frame, Greeting, PAYLOAD_BYTES_MAX, Session};
 use super::identity::{Id, Wire};
 use super::names::Names;
-use super::refusal::{Complaints, Reason, Refusal};
+use super::refusal::Complaints;
 use super::seal::{Keyring, Keys};
 use super::seeds::Seeds;
-use super::session::{NODES_MAX, Sessions, Worth};
+use super::session::Sessions;
 use super::watch::{Timeouts, Watch};
 use super::{OnRefusal, Peer, Seen, State};
 use crate::topology::NodeId;
@@ -109,7 +109,7 @@ struct Budget {
 }
 
 /// A datagram from a process that is surely there, with all that belongs to it.
-struct Heard<'a> {
+struct Arrival<'a> {
     from: SocketAddr,
     envelope: &'a Envelope,
     session: Session,
@@ -206,204 +206,6 @@ impl Engine {
         }
     }
 
-    /// A datagram has come in.
-    pub(super) fn received(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
-        if self.is_leaving {
-            return;
-        }
-        if let Err(reason) = self.take_datagram(from, datagram, now) {
-            self.refuse(reason, from, now);
-        }
-    }
-
-    fn refuse(&mut self, reason: Reason, from: SocketAddr, now: Instant) {
-        let refusal = Refusal { reason, from };
-        self.complaints.log(refusal, now);
-        (self.on_refusal)(refusal);
-    }
-
-    /// Opens a datagram and finds out what it is worth.
-    fn take_datagram(
-        &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<(), Reason> {
-        let header = Header::parse(datagram)?;
-        if header.cluster_id != self.cluster_id {
-            return Err(Reason::OtherCluster);
-        }
-        let Header { session, counter, .. } = header;
-        let is_own = session == self.sessions.own();
-        let known = if is_own { Some(&self.own_keys) } else { self.sessions.keys(session) };
-        let body = match known {
-            Some(keys) => keys.open(&header, datagram)?,
-            None if !self.strangers.take(now) => return Err(Reason::Flood),
-            None => self.keyring.keys(session).open(&header, datagram)?,
-        };
-        let (envelope, frame) = read_body(&body).map_err(|_| Reason::Malformed)?;
-        if is_own {
-            // One of the seeds leads back here.
-            self.seeds.answered(counter, None);
-            return Ok(());
-        }
-        if envelope.from == self.me.node {
-            return Err(Reason::SameNode);
-        }
-        if envelope.to.is_some_and(|to| to != self.me.node) {
-            // Meant for whoever had this address before.
-            return Ok(());
-        }
-        let worth = self.sessions.judge(&envelope, session, counter, &self.keyring, now);
-        let heard = Heard { from, envelope: &envelope, session, counter };
-        match worth {
-            Worth::Proven => self.take_frame(&heard, frame, now),
-            Worth::Unproven => self.take_unproven(&heard, frame, now),
-            Worth::Replay => Err(Reason::Replay),
-            Worth::OldLife => Err(Reason::OldLife),
-        }
-    }
-
-    /// A session that shows no token is told which, unless it proves itself by what it answers.
-    fn take_unproven(
-        &mut self,
-        heard: &Heard<'_>,
-        frame: Frame,
-        now: Instant,
-    ) -> Result<(), Reason> {
-        if let Frame::Greet(greeting) = frame {
-            let from = (heard.session, heard.counter);
-            if self.sessions.judge_answer(heard.envelope, from, &greeting, &self.keyring, now) {
-                self.take_greeting(heard, greeting, now)?;
-            }
-        }
-        if self.answers.take(now) {
-            self.answer(heard);
-        }
-        Ok(())
-    }
-
-    fn take_frame(&mut self, heard: &Heard<'_>, frame: Frame, now: Instant) -> Result<(), Reason> {
-        let node = heard.envelope.from;
-        match frame {
-            Frame::Greet(greeting) => {
-                let asks_who = greeting.at_least.is_none();
-                let generation = (greeting.me.life, greeting.me.generation);
-                self.take_greeting(heard, greeting, now)?;
-                let at_least = self.at_least(node, heard.session);
-                let is_behind =
-                    at_least.is_some_and(|least| generation.0 == least.0 && generation.1 < least.1);
-                if (asks_who || is_behind) && self.answers.take(now) {
-                    self.answer(heard);
-                }
-            }
-            Frame::Swim(message) => {
-                self.watch.heard(node, now);
-                self.take_swim(node, &message, now)?;
-            }
-            Frame::Beat(others) => {
-                self.watch.heard(node, now);
-                self.watch.heard_by_others(&others, now);
-            }
-            Frame::Bye { generation } => {
-                if let Some(id) = self.watch.left(node, generation, now) {
-                    self.apply(Member::down(id), now);
-                }
-            }
-        }
-        let is_estranged = self.watch.is_down(node) || self.watch.id(node).is_none();
-        let has_left = self.watch.state(node) == Some(State::Left);
-        if is_estranged && !has_left && self.answers.take(now) {
-            // It does not know that foca has it down, or this node does not know who it is.
-            self.answer(heard);
-        }
-        self.watch.judge(now);
-        Ok(())
-    }
-
-    /// A greeting that is surely fresh.
-    fn take_greeting(
-        &mut self,
-        heard: &Heard<'_>,
-        greeting: Greeting,
-        now: Instant,
-    ) -> Result<(), Reason> {
-        let node = heard.envelope.from;
-        let Greeting { me: id, answers, token, at_least } = greeting;
-        if id.node != node || id.life != heard.envelope.life {
-            return Err(Reason::Malformed);
-        }
-        if let Some(token) = token {
-            self.sessions.set_wanted(node, token);
-        }
-        if let Some((_, counter)) = answers {
-            self.seeds.answered(counter, Some(node));
-        }
-        let is_news = self.watch.id(node).is_none_or(|known| id.is_after(known));
-        if is_news {
-            if self.is_full_for(std::iter::once(node)) {
-                return Err(Reason::TooManyNodes);
-            }
-            self.apply(Member::alive(id.clone()), now);
-            // It tells of all the members that it knows.
-            if let Err(error) = self.foca.announce(id, &mut self.runtime) {
-                tracing::debug!(%error, "foca could not announce this node");
-            }
-            self.pump(now);
-        }
-        self.watch.heard(node, now);
-        if self.locate(node, now).is_none() {
-            // Until its name is resolved.
-            self.watch.set_addr(node, heard.from);
-        }
-        if let Some((life, generation)) = at_least
-            && life == self.me.life
-            && generation > self.me.generation
-        {
-            self.renew(generation, now);
-        }
-        if let Some(Held { message: Some(message), .. }) = self.held.remove(&node) {
-            self.send(node, Frame::Swim(message), now);
-        }
-        Ok(())
-    }
-
-    fn take_swim(&mut self, node: NodeId, message: &[u8], now: Instant) -> Result<(), Reason> {
-        let mut rest = message;
-        let header = Wire.decode_header(&mut rest).map_err(|_| Reason::Malformed)?;
-        if header.src.node != node {
-            return Err(Reason::Malformed);
-        }
-        let is_near_full = self.foca.iter_membership_state().len() >= NODES_MAX;
-        if is_near_full {
-            let rest = rest.get(2..).unwrap_or_default();
-            let members = std::iter::successors(Some((None, rest)), |(_, rest)| {
-                let mut rest = *rest;
-                let member = Wire.decode_member(&mut rest).ok()?;
-                Some((Some(member.id().node), rest))
-            });
-            if self.is_full_for(members.filter_map(|(node, _)| node)) {
-                return Err(Reason::TooManyNodes);
-            }
-        }
-        match self.foca.handle_data(message, &mut self.runtime) {
-            Ok(()) => {}
-            Err(foca::Error::Decode(_) | foca::Error::MalformedPacket) => {
-                return Err(Reason::Malformed);
-            }
-            Err(error) => tracing::debug!(%error, %node, "foca could not use a message"),
-        }
-        self.pump(now);
-        Ok(())
-    }
-
-    /// Whether one of these nodes would be one more than are kept track of.
-    fn is_full_for(&self, mut nodes: impl Iterator<Item = NodeId>) -> bool {
-        let known = || self.foca.iter_membership_state();
-        known().len() >= NODES_MAX
-            && nodes.any(|node| !known().any(|member| member.id().node == node))
-    }
-
     /// Tells foca something about a member.
     fn apply(&mut self, member: Member<Id>, now: Instant) {
         let members = std::iter::once(member);
@@ -494,8 +296,8 @@ impl Engine {
     }
 
     /// Greets whoever sent a datagram, and tells what its session has to show.
-    fn answer(&mut self, heard: &Heard<'_>) {
-        let Heard { from, envelope, session, counter } = *heard;
+    fn answer(&mut self, arrival: &Arrival<'_>) {
+        let Arrival { from, envelope, session, counter } = *arrival;
         let node = envelope.from;
         let greeting = Greeting {
             me: self.me.clone(),

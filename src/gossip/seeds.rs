@@ -19,8 +19,8 @@ const KNOCKS_MAX: usize = 1_024;
 pub(super) struct Seeds {
     seeds: Vec<String>,
     knocks: VecDeque<(u64, SocketAddr)>,
-    /// Who answered at an address; `None`: this process itself.
-    answered: BTreeMap<SocketAddr, Option<NodeId>>,
+    /// Who answered at an address.
+    answered: BTreeMap<SocketAddr, NodeId>,
 }
 
 impl Seeds {
@@ -40,17 +40,19 @@ impl Seeds {
         &self.seeds
     }
 
-    /// The addresses to knock at now.
-    pub(super) fn unmet(&mut self, names: &Names, watch: &Watch) -> Vec<SocketAddr> {
+    /// The addresses to knock at now. This node itself is reached at `own`.
+    pub(super) fn unmet(&mut self, own: &str, names: &Names, watch: &Watch) -> Vec<SocketAddr> {
         let mut addresses: Vec<_> = self.seeds.iter().flat_map(|seed| names.all(seed)).collect();
         addresses.sort_unstable();
         addresses.dedup();
         self.answered.retain(|address, _| addresses.binary_search(address).is_ok());
-        let alive = |node| watch.state(node) == Some(State::Alive);
-        addresses.retain(|address| match self.answered.get(address) {
-            Some(None) => false,
-            Some(Some(node)) => !alive(*node),
-            None => !watch.lives_at(*address),
+        let own = names.all(own);
+        let answered = |address: &SocketAddr| {
+            let node = self.answered.get(address);
+            node.is_some_and(|node| watch.state(*node) == Some(State::Alive))
+        };
+        addresses.retain(|address| {
+            !own.contains(address) && !answered(address) && !watch.lives_at(*address)
         });
         addresses
     }
@@ -63,8 +65,8 @@ impl Seeds {
         self.knocks.push_back((counter, address));
     }
 
-    /// Somebody answered the datagram with that counter; `None`: this process heard itself.
-    pub(super) fn answered(&mut self, counter: u64, by: Option<NodeId>) {
+    /// Somebody answered the datagram with that counter.
+    pub(super) fn answered(&mut self, counter: u64, by: NodeId) {
         if let Some(&(_, address)) = self.knocks.iter().find(|(knock, _)| *knock == counter) {
             self.answered.insert(address, by);
         }

@@ -28,7 +28,7 @@ const LOOKUP_MAX: Duration = Duration::from_secs(5);
 const GOODBYES: u32 = 3;
 const GOODBYE_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Pause after the socket failed.
+/// Pause after the socket failed, so that an error that stays does not keep a core busy.
 const SOCKET_PAUSE: Duration = Duration::from_millis(100);
 
 /// What may be changed while gossip runs.
@@ -153,10 +153,12 @@ impl Shell {
             tokio::select! {
                 changed = settings.changed() => return changed,
                 () = time::sleep_until(wake) => self.engine.tick(now()),
-                ready = self.socket.readable() => match ready {
-                    Ok(()) => self.receive(),
-                    Err(error) => self.pause_after(&error).await,
-                },
+                ready = self.socket.readable() => {
+                    if let Err(error) = ready.and_then(|()| self.receive()) {
+                        tracing::debug!(%error, "cannot receive datagrams");
+                        time::sleep(SOCKET_PAUSE).await;
+                    }
+                }
                 Some(lookup) = self.lookups.join_next() => {
                     if let Ok((name, found)) = lookup {
                         self.engine.resolved(&name, found, now());
@@ -171,7 +173,7 @@ impl Shell {
     }
 
     /// Takes what has come in, a bounded number of datagrams at once.
-    fn receive(&mut self) {
+    fn receive(&mut self) -> io::Result<()> {
         // One byte more than a datagram has, so that a longer one is seen to be longer.
         let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
         for _ in 0..BURST {
@@ -180,16 +182,11 @@ impl Shell {
                     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                     self.engine.received(from, &buffer[..length], now());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // An answer of the network to something sent before; of no use here.
-                Err(error) => tracing::debug!(%error, "cannot receive a datagram"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
             }
         }
-    }
-
-    async fn pause_after(&self, error: &io::Error) {
-        tracing::debug!(%error, "the socket is not ready");
-        time::sleep(SOCKET_PAUSE).await;
+        Ok(())
     }
 
     /// Does what the engine asks for.

@@ -121,7 +121,7 @@ impl Engine {
         }
         let is_due = |state| match state {
             State::Alive | State::Suspect => true,
-            State::Dead => round % DEAD_EVERY == 0,
+            State::Dead => round.is_multiple_of(DEAD_EVERY),
             State::Left => false,
         };
         let nodes = self.watch.nodes().filter(|(_, state)| is_due(*state));
@@ -143,10 +143,11 @@ impl Engine {
     pub(super) fn knock(&mut self, now: Instant) {
         let pause = if self.watch.is_alone() { self.interval } else { name_pause(self.interval) };
         self.clockwork.next_knock = now + pause;
-        for seed in self.seeds.names() {
-            self.names.refresh(seed, now);
+        let own = self.me.addr();
+        for name in self.seeds.names().iter().map(String::as_str).chain([own]) {
+            self.names.refresh(name, now);
         }
-        for address in self.seeds.unmet(&self.names, &self.watch) {
+        for address in self.seeds.unmet(own, &self.names, &self.watch) {
             let me = self.me.clone();
             let greeting = Greeting { me, answers: None, token: None, at_least: None };
             let counter = self.emit(address, None, None, &Frame::Greet(greeting));
@@ -154,7 +155,11 @@ impl Engine {
         }
         let members: BTreeSet<&str> = self.watch.nodes().map(|(id, _)| id.addr()).collect();
         let seeds = self.seeds.names();
-        self.names.retain(|name| members.contains(name) || seeds.iter().any(|seed| seed == name));
+        self.names.retain(|name| {
+            name == self.me.addr()
+                || members.contains(name)
+                || seeds.iter().any(|seed| seed == name)
+        });
     }
 
     /// Comes back in a later generation: at once, or when the pause since the last time is over.

@@ -362,8 +362,8 @@ impl World {
 
     /// The seeds' addresses that a node would knock at now.
     pub(super) fn unmet(&mut self, by: u64) -> Vec<SocketAddr> {
-        let Engine { seeds, names, watch, .. } = &mut self.nodes.get_mut(&by).unwrap().engine;
-        seeds.unmet(names, watch)
+        let Engine { me, seeds, names, watch, .. } = &mut self.nodes.get_mut(&by).unwrap().engine;
+        seeds.unmet(me.addr(), names, watch)
     }
 
     pub(super) fn seen(&self, by: u64) -> &BTreeMap<NodeId, Seen> {
