@@ -22,9 +22,7 @@ use crate::metrics::Metrics;
 use crate::ops::ActionError;
 use crate::peer::{self, Down, Identity, Refusal, State, Transport};
 use crate::replication::Replication;
-use crate::topology::{
-    Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology,
-};
+use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology};
 use crate::wire::{self, Kind};
 
 use super::control;
@@ -255,11 +253,7 @@ impl Cluster {
                 "a living member at {} has the name {} already; give this node a node_id of its own",
                 member.about.peer_addr, about.name
             );
-            tracing::warn!(
-                "{} at {} is not let in: {why}",
-                about.name,
-                about.peer_addr
-            );
+            tracing::warn!("{} at {} is not let in: {why}", about.name, about.peer_addr);
             self.metrics.refused("duplicate", 1);
             return KnockReply::Refused(why);
         }
@@ -323,7 +317,9 @@ impl Cluster {
     pub(super) async fn remove(&self, name: &str) -> Result<(), ActionError> {
         let member = self.member(name)?;
         if self.topology_now().members.len() <= 1 {
-            return Err(ActionError::Conflict("it is the only member of its cluster, and it is alive"));
+            return Err(ActionError::Conflict(
+                "it is the only member of its cluster, and it is alive",
+            ));
         }
         if self.is_living(&member) && member.standing != Standing::Decommissioning {
             return Err(ActionError::Conflict(
@@ -339,9 +335,8 @@ impl Cluster {
     }
 
     async fn decide(&self, command: Command, what: &'static str) -> Result<(), ActionError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
-            ActionError::Failed { what, source }
-        };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| ActionError::Failed { what, source };
         match self.consensus.propose(command, COMMAND_PATIENCE).await {
             Ok(Outcome::Rejected(rejection)) => Err(failed(rejection.into())),
             Ok(_) => Ok(()),
@@ -513,12 +508,8 @@ async fn tell_newborns(cluster: Arc<Cluster>) {
             let topology = cluster.topology_now();
             let Some(member) = topology.members.get(node) else { continue };
             let addr = &member.about.peer_addr;
-            let told = cluster.transport.call_addr(
-                addr,
-                Kind::Knock as u8,
-                &body,
-                TELL_NEWBORN_PAUSE,
-            );
+            let told =
+                cluster.transport.call_addr(addr, Kind::Knock as u8, &body, TELL_NEWBORN_PAUSE);
             if let Err(error) = told.await {
                 tracing::debug!(addr, %error, "a newborn could not be told of its cluster");
             }

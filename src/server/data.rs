@@ -100,7 +100,8 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
         bail!("wal_mode is off: there is no log to replay; set it to async or sync");
     }
     let home = open_home(config)?;
-    let (data, found) = load_with(config, home, Arc::new(Metrics::new()), &LoadProgress::default())?;
+    let (data, found) =
+        load_with(config, home, Arc::new(Metrics::new()), &LoadProgress::default())?;
     let (taken, truncated) = data.take_snapshot(None, &|| false)?;
     data.close_log()?;
     Ok(format!(

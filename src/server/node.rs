@@ -171,9 +171,7 @@ impl ops::Node for Node {
         let config = &loaded.config;
         let phase = match self.coordinator.phase() {
             _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
-            coordinator::Phase::Starting => {
-                ops::Phase::Starting { progress: self.progress() }
-            }
+            coordinator::Phase::Starting => ops::Phase::Starting { progress: self.progress() },
             coordinator::Phase::Serving => ops::Phase::Serving,
             coordinator::Phase::Draining => ops::Phase::Draining,
         };

@@ -90,7 +90,9 @@ impl<'a> ClusterView<'a> {
             .iter()
             .zip(&self.states)
             .enumerate()
-            .map(|(id, (configuration, state))| self.shard(ShardId(id as u16), configuration, *state))
+            .map(|(id, (configuration, state))| {
+                self.shard(ShardId(id as u16), configuration, *state)
+            })
             .collect()
     }
 
@@ -128,8 +130,9 @@ impl<'a> ClusterView<'a> {
         let me = self.cluster.replication().replica().me();
         let behind = self.topology.shards.iter().enumerate().filter(|(id, configuration)| {
             let primary = self.sight.reports.get(&configuration.primary.node);
-            let copy = primary
-                .and_then(|report| report.shards.iter().find(|copy| usize::from(copy.shard.0) == *id));
+            let copy = primary.and_then(|report| {
+                report.shards.iter().find(|copy| usize::from(copy.shard.0) == *id)
+            });
             configuration.is_voter(me)
                 && configuration.primary != me
                 && copy.is_some_and(|copy| {

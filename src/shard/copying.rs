@@ -114,7 +114,9 @@ impl Shard {
     pub fn adopt(&mut self, staged: Staged, now: Timestamp, out: &mut Outputs) -> bool {
         let expected = matches!(&self.fetch, Some(Fetch::Complete { session, .. })
             if *session == staged.session);
-        if !expected || staged.epoch != self.fence || staged.position() < self.last() && self.vouches()
+        if !expected
+            || staged.epoch != self.fence
+            || staged.position() < self.last() && self.vouches()
         {
             if expected {
                 self.fetch = None;

@@ -236,7 +236,8 @@ impl Shard {
 
     /// Whether it may order and answer.
     pub fn is_active(&self) -> bool {
-        self.part() == Part::Active && self.configuration.as_ref().map(|c| c.epoch) == Some(self.fence)
+        self.part() == Part::Active
+            && self.configuration.as_ref().map(|c| c.epoch) == Some(self.fence)
     }
 
     /// Whether it can vouch for the log it has. A copy that cannot is replaced by another's.

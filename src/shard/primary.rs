@@ -163,7 +163,8 @@ impl Shard {
         let mut level = Vec::new();
         for (seat, progress) in &mut primary.copies {
             let known = progress.acked > 0 || seq == primary.first;
-            if progress.next == seq && known && seq - progress.acked.max(primary.first) < STREAM_MAX {
+            if progress.next == seq && known && seq - progress.acked.max(primary.first) < STREAM_MAX
+            {
                 progress.next = seq + 1;
                 level.push(*seat);
             }

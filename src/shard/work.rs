@@ -34,7 +34,9 @@ pub struct Ordered {
 }
 
 /// Why a write was not ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize,
+)]
 pub enum Refused {
     /// This copy is not the active primary: ask again, here or elsewhere.
     #[error("this copy does not lead its shard")]

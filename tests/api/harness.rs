@@ -72,7 +72,8 @@ pub(crate) async fn start(setup: Setup) -> Node {
         replica.lead_alone().await.unwrap();
         let topology = replication::alone(&replica);
         let shelf = Shelf { disk: Arc::new(Os), dir: dir.path().to_owned(), cluster_id: 1 };
-        let replication = Replication::new(Arc::new(replica), Arc::new(Nobody), shelf, Arc::clone(&metrics));
+        let replication =
+            Replication::new(Arc::new(replica), Arc::new(Nobody), shelf, Arc::clone(&metrics));
         coordinator.serve(replication, topology, 1);
     }
     let server = Server::new(coordinator.clone(), Arc::clone(&metrics), setup.settings, setup.tls);
