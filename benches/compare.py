@@ -20,7 +20,7 @@ from pathlib import Path
 
 import peers
 import report
-from peers import AegisKV, BareAxum, BareHyper, Etcd, Nginx, Redis, Server, Webdis
+from peers import AegisCluster, AegisKV, BareAxum, BareHyper, Etcd, Nginx, Redis, Server, Webdis
 from node import ROOT, build_dir, exit_on_terminate
 
 CLIENTS = 64
@@ -138,6 +138,11 @@ def http_run(servers, rounds, seconds):
         for server in servers:
             server.stop()
     return figures
+
+
+def cluster_run(folder, binary, rounds, seconds):
+    """One node against three, by the same load."""
+    return http_run([AegisKV(folder, binary), AegisCluster(folder, binary)], rounds, seconds)
 
 
 # --- sync writes ------------------------------------------------------------------------
@@ -290,7 +295,7 @@ def memory_and_restart_run(folder, binary, count, repeats):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run; writes no document")
-    parser.add_argument("--only", default="http,sync,memory", help="parts to run")
+    parser.add_argument("--only", default="http,sync,memory,cluster", help="parts to run")
     parser.add_argument("--servers", help="HTTP servers to run, by name")
     parser.add_argument("--no-build", nargs=2, metavar=("AEGISKV", "BARE"), type=Path,
                         help="binaries to use as they are")
@@ -320,6 +325,8 @@ def main():
     results["versions"] = [v for v in (s.version() for s in [*servers, Redis(folder)]) if v]
     if "http" in parts:
         results["http"] = http_run(servers, rounds, seconds)
+    if "cluster" in parts and "wrk" not in missing:
+        results["cluster"] = cluster_run(folder / "cluster", binary, rounds, seconds)
     if missing.isdisjoint(Redis.needs):
         if "sync" in parts:
             results["sync"] = sync_run(folder, binary, rounds, seconds)
@@ -329,10 +336,11 @@ def main():
     shutil.rmtree(folder)
 
     (OUT / "last.json").write_text(json.dumps(results, indent=1))
-    text = report.figures(results)
-    say("\n" + text)
+    texts = report.figures(results)
+    say("\n" + "\n\n".join(texts.values()))
     if not options.quick:
-        report.write(options.out, text)
+        for part, text in texts.items():
+            report.write(options.out, part, text)
         say(f"written to {options.out}")
 
 

@@ -6,6 +6,7 @@ and is ended by the handle it was started with.
 
 import base64
 import http.client
+import json
 import os
 import resource
 import shutil
@@ -183,6 +184,45 @@ class Bare(Server):
 
     def start(self):
         self.spawn(self.binary, self.name.removeprefix("bare "), f"127.0.0.1:{self.port}")
+
+
+class AegisCluster(AegisKV):
+    """Three nodes on the same cores; the load goes to the first, which serves every key."""
+
+    name = "AegisKV, three nodes"
+
+    def __init__(self, folder, binary, **settings):
+        super().__init__(folder, binary, **settings)
+        others = [Node(binary, self.folder / f"data{at}", **self.node.settings) for at in (2, 3)]
+        self.nodes = [self.node, *others]
+        seeds = ",".join(f"127.0.0.1:{node.node_port}" for node in self.nodes)
+        for at, node in enumerate(self.nodes, 1):
+            # Found fast: only how it works once it is there is measured.
+            node.settings |= {"node_id": f"node{at}", "seeds": seeds, "gossip_interval": "100ms"}
+
+    def start(self):
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait_ready()
+        deadline = time.monotonic() + 60
+        while not self.healthy():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the cluster is not healthy: {self.node.log()}")
+            time.sleep(0.1)
+        self.processes = [node.process for node in self.nodes]
+
+    def healthy(self):
+        view = json.loads(self.node.operations("GET", "/cluster")[1])
+        level = view["shards"]["healthy"] == view["shards"]["total"]
+        primaries = [member["primaries"] for member in view["members"]]
+        return level and len(primaries) == 3 and max(primaries) - min(primaries) <= 2
+
+    def stop(self):
+        for node in self.nodes:
+            node.stop()
+        self.processes.clear()
+
 
 
 class BareHyper(Bare):

@@ -7,8 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-BEGIN = "<!-- figures: begin (written by `make bench`) -->"
-END = "<!-- figures: end -->"
 
 
 def machine(folder):
@@ -84,6 +82,23 @@ def http_tables(http):
     return texts
 
 
+def cluster_tables(cluster):
+    texts = []
+    for kind, servers in cluster.items():
+        lone = servers["AegisKV"]
+        rows = [
+            [name, f"{median(rows, 'ops'):,.0f}", spread(rows, "ops"),
+             f"{ratio(rows, lone):.2f}", f"{median(rows, 'p50_ms'):.2f}",
+             f"{median(rows, 'p99_ms'):.2f}", f"{median(rows, 'cpu_us'):.1f}",
+             f"{ratio(rows, lone, 'cpu_us'):.2f}"]
+            for name, rows in servers.items()
+        ]
+        texts.append(f"**{kind}**\n\n" + table(
+            ["server", f"{kind} a second", "rounds", "of one node", "p50 ms", "p99 ms",
+             "CPU of all nodes, us an operation", "of one node"], rows))
+    return texts
+
+
 def sync_table(sync):
     rows = [
         [name, f"{median(rows, 'ops'):,.0f}", spread(rows, "ops"), f"{median(rows, 'p50_ms'):.2f}",
@@ -142,6 +157,17 @@ def aims(results):
 
 
 def figures(results):
+    """What stands between the marks of each part of the document that was measured."""
+    texts = {}
+    if {"http", "sync", "memory"} & results.keys():
+        texts["figures"] = peer_figures(results)
+    if "cluster" in results:
+        facts = table(["machine", ""], [[name, value] for name, value in results["machine"].items()])
+        texts["cluster"] = "\n\n".join([facts, *cluster_tables(results["cluster"])])
+    return texts
+
+
+def peer_figures(results):
     facts = [[name, value] for name, value in results["machine"].items()]
     facts.append(["Versions", "; ".join(results["versions"])])
     facts.append(["Load", f"{results['clients']} connections, {results['rounds']} rounds of "
@@ -159,9 +185,10 @@ def figures(results):
     return "\n\n".join(texts)
 
 
-def write(path, text):
-    """Puts the figures between the marks of the document, and nowhere else."""
+def write(path, part, text):
+    """Puts a part's figures between its marks in the document, and nowhere else."""
+    begin, end = (f"<!-- {part}: {word} -->" for word in ("begin", "end"))
     document = path.read_text()
-    head, rest = document.split(BEGIN)
-    tail = rest.split(END)[1]
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    head, rest = document.split(begin)
+    tail = rest.split(end)[1]
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}")
