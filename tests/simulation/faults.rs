@@ -96,7 +96,8 @@ impl World {
         }
         let seed = self.dice.number();
         let was_up = self.machines[machine].process.is_some();
-        let seat = self.oracle.joins(machine);
+        let life = self.machines[machine].seat.life + 1_000;
+        let seat = self.oracle.joins(machine, life);
         self.machines[machine].wipe(seat, seed);
         self.machines[machine].forgets = false;
         if was_up {

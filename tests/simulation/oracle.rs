@@ -87,7 +87,9 @@ impl Oracle {
             breaks,
             stuck: vec![(0, 0); usize::from(shards)],
         };
-        (1..machines).for_each(|machine| drop(oracle.joins(machine)));
+        for machine in 1..machines {
+            oracle.joins(machine, 1);
+        }
         oracle
     }
 
@@ -98,12 +100,13 @@ impl Oracle {
         self.change(shard, to);
     }
 
-    /// A machine without an identity comes.
-    pub(crate) fn joins(&mut self, machine: usize) -> Seat {
-        match self.topology.apply(Command::Join(about(machine, 1))) {
+    /// A machine without an identity comes, in a life that no other had.
+    pub(crate) fn joins(&mut self, machine: usize, life: u64) -> Seat {
+        match self.topology.apply(Command::Join(about(machine, life))) {
             Outcome::Joined { node, .. } => {
+                assert_eq!(self.hosts.len() as u64, node.0, "numbers are given out in order");
                 self.hosts.push(machine);
-                Seat { node, life: 1 }
+                Seat { node, life }
             }
             other => panic!("cannot join: {other:?}"),
         }

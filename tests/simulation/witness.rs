@@ -27,6 +27,8 @@ struct Seen {
     committed: Position,
     /// The epoch that was last seen active.
     active: u32,
+    /// What was committed before this epoch counts no more.
+    anew_from: u32,
 }
 
 impl Witness {
@@ -38,8 +40,10 @@ impl Witness {
 
     /// A shard goes on from a copy that may lack what was acknowledged: what was committed counts
     /// no more.
-    pub(crate) fn declared_unclean(&mut self, shard: ShardId) {
-        self.shards.entry(shard).or_default().committed = Position::default();
+    pub(crate) fn declared_unclean(&mut self, shard: ShardId, epoch: u32) {
+        let seen = self.shards.entry(shard).or_default();
+        seen.committed = Position::default();
+        seen.anew_from = epoch;
     }
 
     /// Looks at the records in a message.
@@ -97,7 +101,7 @@ impl Witness {
             }
         }
         let seen = self.shards.entry(status.shard).or_default();
-        if status.committed == at.seq && at > seen.committed {
+        if status.committed == at.seq && at > seen.committed && at.epoch >= seen.anew_from {
             seen.committed = at;
         }
     }

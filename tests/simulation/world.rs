@@ -520,7 +520,8 @@ impl World {
             let unclean = self.oracle.unclean.len();
             if self.oracle.decide(shard, &sights, &mut self.dice) {
                 if self.oracle.unclean.len() > unclean {
-                    self.witness.declared_unclean(shard);
+                    let epoch = self.oracle.configuration(shard).epoch;
+                    self.witness.declared_unclean(shard, epoch);
                 }
                 self.announce(shard);
             }
