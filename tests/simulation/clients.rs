@@ -491,9 +491,18 @@ impl World {
         }
         let operation = &mut self.operations[number];
         operation.told = if unsure { Told::Unknown } else { told };
+        let what = match operation.told {
+            Told::Unknown => "operation unknown",
+            Told::NotApplied => "operation not applied",
+            Told::Ordered(aegiskv::entry::Verdict::ConditionFailed(_), _) => "operation refused",
+            Told::Ordered(..) => "operation written",
+            Told::Read(_) => "operation read",
+        };
         operation.to = self.now;
         operation.over = true;
-        let Some(client) = operation.client else {
+        let client = operation.client;
+        self.count(what);
+        let Some(client) = client else {
             if !matches!(told, Told::Read(_)) {
                 self.witness.complain(format!("a last read was told {told:?}"));
             }

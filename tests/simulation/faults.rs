@@ -19,6 +19,7 @@ impl World {
         let Some(fault) = self.dice.pick(&faults) else { return };
         let machine = self.dice.below(MACHINES);
         self.say(|| format!("{fault:?} at {machine}"));
+        self.count(fault.name());
         match fault {
             Fault::KillProcess => self.lose(machine, false),
             Fault::CrashMachine => self.lose(machine, true),

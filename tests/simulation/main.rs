@@ -17,6 +17,7 @@ mod plan;
 mod witness;
 mod world;
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use world::{Outcome, World};
@@ -41,10 +42,14 @@ fn fresh_histories_keep_every_promise() {
         (None, many) => (since.as_nanos() as u64 >> 8, many.unwrap_or(SEEDS)),
     };
     println!("{many} histories from AEGIS_SEED={first} on");
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     let (mut events, mut unclean, mut failed) = (0, 0, Vec::new());
     for seed in first..first + many {
         let outcome = run(seed);
         events += outcome.events;
+        for (what, times) in outcome.counts {
+            *counts.entry(what).or_insert(0) += times;
+        }
         unclean += u64::from(outcome.unclean);
         if let Some(complaint) = outcome.complaint {
             println!("AEGIS_SEED={seed}: {complaint}");
@@ -55,6 +60,7 @@ fn fresh_histories_keep_every_promise() {
         }
     }
     println!("{many} histories, {events} events, {unclean} with an unclean recovery");
+    counts.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
     assert!(failed.is_empty(), "repeat with AEGIS_SEED={} AEGIS_TRACE=1", failed[0]);
 }
 

@@ -41,6 +41,26 @@ const FAULTS: [(Fault, u64); 12] = [
     (Fault::Evict, 100),
 ];
 
+impl Fault {
+    /// What it is called in the counts.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::KillProcess => "fault: a process is killed",
+            Self::CrashMachine => "fault: a machine crashes",
+            Self::Pause => "fault: a machine stands still",
+            Self::CutOff => "fault: a machine is cut off",
+            Self::CutOneWay => "fault: one way is cut",
+            Self::JumpClock => "fault: a clock jumps",
+            Self::BreakDisk => "fault: a disk breaks",
+            Self::Wipe => "fault: a disk is wiped",
+            Self::Corrupt => "fault: a file is corrupted",
+            Self::Snapshot => "snapshot",
+            Self::Sweep => "sweep",
+            Self::Evict => "eviction",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) setup: Setup,

@@ -118,3 +118,24 @@ impl Seen {
         at != wanted
     }
 }
+
+/// What a kind of message is called in the counts.
+pub(crate) fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::Fence => "message fence",
+        Message::Fenced { .. } => "message fenced",
+        Message::Take { .. } => "message take",
+        Message::Append { .. } => "message append",
+        Message::Ack { .. } => "message ack",
+        Message::Behind { .. } => "message behind",
+        Message::Diverged { .. } => "message diverged",
+        Message::GiveUp { .. } => "message give up",
+        Message::Resume { .. } => "message resume",
+        Message::TooFarBehind => "message too far behind",
+        Message::AskPiece { .. } => "message ask piece",
+        Message::Piece(_) => "message piece",
+        Message::Confirm { .. } => "message confirm",
+        Message::Confirmed { .. } => "message confirmed",
+        Message::Refused { .. } => "message refused",
+    }
+}

@@ -1,7 +1,7 @@
 //! The machines, the network between them, and time: one event after another.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::sync::Arc;
 
 use aegiskv::entry::{ShardId, Timestamp};
@@ -83,6 +83,8 @@ pub(crate) struct Outcome {
     pub(crate) events: u64,
     pub(crate) unclean: bool,
     pub(crate) complaint: Option<String>,
+    /// How often what happened.
+    pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug)]
@@ -107,6 +109,7 @@ pub(crate) struct World {
     pub(crate) calm: bool,
     pub(crate) ends_at: u64,
     finishing: bool,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) talks: bool,
 }
 
@@ -146,6 +149,7 @@ impl World {
             calm: false,
             ends_at: u64::MAX,
             finishing: false,
+            counts: BTreeMap::new(),
             talks: std::env::var_os("AEGIS_TRACE").is_some(),
             plan,
         };
@@ -187,6 +191,7 @@ impl World {
             events: self.events,
             unclean: !self.oracle.unclean.is_empty(),
             complaint: self.witness.complaint.map(|complaint| complaint.0),
+            counts: self.counts,
         }
     }
 
@@ -200,6 +205,10 @@ impl World {
         if self.talks {
             eprintln!("{:>9} {}", self.now, what());
         }
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
     }
 
     fn note(&mut self, number: u64) {
@@ -480,6 +489,7 @@ impl World {
 
     fn send(&mut self, from: usize, envelope: Envelope) {
         self.witness.sees_message(&envelope);
+        self.count(crate::witness::name_of(&envelope.message));
         let to = self.oracle.hosts[envelope.to.node.0 as usize];
         if self.is_cut(from, to) || self.dice.chance(self.plan.lost) {
             return;
@@ -642,6 +652,10 @@ impl World {
             let machine = &mut self.machines[i];
             machine.paused_until = machine.paused_until.min(now);
             machine.starts_at = now;
+            if machine.process.is_none() {
+                // Ends what its disk still has in store.
+                machine.disk.kill();
+            }
             if machine.process.is_some() {
                 // Whatever the disk still has in store ends with the process.
                 let broken = self.plan.faults.contains(&Fault::BreakDisk);
