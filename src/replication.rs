@@ -199,12 +199,7 @@ impl Replication {
     }
 
     /// Gives the shards the configurations that are new.
-    fn configure(
-        &self,
-        old: &Topology,
-        new: &Topology,
-        work: &mut Work,
-    ) -> Result<(), wal::Error> {
+    fn configure(&self, old: &Topology, new: &Topology, work: &mut Work) -> Result<(), wal::Error> {
         let now = Timestamp::now();
         for (id, configuration) in new.shards.iter().enumerate() {
             if old.shards.get(id).is_none_or(|known| !Arc::ptr_eq(known, configuration)) {
@@ -222,8 +217,7 @@ impl Replication {
             let mut work = Work::default();
             let Shelf { disk, dir, cluster_id } = this.shelf.clone();
             let shelf = (disk, dir.as_path(), cluster_id);
-            let took =
-                this.replica.finish_copy(shard, *staged, shelf, Timestamp::now(), &mut work);
+            let took = this.replica.finish_copy(shard, *staged, shelf, Timestamp::now(), &mut work);
             match took {
                 Ok(true) => tracing::debug!(shard = shard.0, "a copy of the shard is complete"),
                 Ok(false) => tracing::debug!(shard = shard.0, "a stale copy was dropped"),

@@ -150,8 +150,8 @@ pub enum Malformed {
 /// Appends a message.
 pub fn put(message: &impl Serialize, into: &mut Vec<u8>) {
     let taken = std::mem::take(into);
-    *into = postcard::to_extend(message, taken)
-        .expect("these types serialise, and a vector takes all");
+    *into =
+        postcard::to_extend(message, taken).expect("these types serialise, and a vector takes all");
 }
 
 /// A message as bytes of its own.
@@ -198,11 +198,10 @@ pub fn get_ask(bytes: &[u8]) -> Result<Ask, Malformed> {
     use crate::shard::Operation;
     let ask: Ask = get(bytes)?;
     match &ask {
-        Ask::Write { request: Request { operation: Operation::Put { content_type, .. }, .. }, .. }
-            if content_type.len() > CONTENT_TYPE_BYTES_MAX =>
-        {
-            Err(Malformed::Contents)
-        }
+        Ask::Write {
+            request: Request { operation: Operation::Put { content_type, .. }, .. },
+            ..
+        } if content_type.len() > CONTENT_TYPE_BYTES_MAX => Err(Malformed::Contents),
         _ => Ok(ask),
     }
 }

@@ -11,8 +11,7 @@ use crate::wire::{self, Ask, Reply};
 
 use super::serve::LOOKED_AT_MAX;
 use super::{
-    Consistency, Coordinator, Counted, Data, Error, IdempotencyKey, Page, RETRY_AFTER,
-    Write,
+    Consistency, Coordinator, Counted, Data, Error, IdempotencyKey, Page, RETRY_AFTER, Write,
 };
 
 /// Deletions under way at a time.

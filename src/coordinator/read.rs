@@ -127,9 +127,8 @@ impl Coordinator {
     ) -> Result<Lookup, Error> {
         let configuration = data.topology.borrow().shard(shard).cloned().ok_or(NO_PRIMARY)?;
         let asked = configuration.seats().into_iter().filter(|seat| configuration.is_voter(*seat));
-        let mut answers: futures_util::stream::FuturesUnordered<_> = asked
-            .map(|seat| async move { (seat, data.peek(key, seat.node).await) })
-            .collect();
+        let mut answers: futures_util::stream::FuturesUnordered<_> =
+            asked.map(|seat| async move { (seat, data.peek(key, seat.node).await) }).collect();
         let mut heard: Vec<Seat> = Vec::new();
         let mut newest: Option<(Position, Lookup)> = None;
         while let Some((seat, seen)) = futures_util::StreamExt::next(&mut answers).await {

@@ -123,13 +123,7 @@ impl Data {
         }
     }
 
-    async fn recall_here(
-        &self,
-        key: &Key,
-        id: RequestId,
-        need: Need,
-        patience: Duration,
-    ) -> Reply {
+    async fn recall_here(&self, key: &Key, id: RequestId, need: Need, patience: Duration) -> Reply {
         let mut work = Work::default();
         let recalled = self.replica().recall(key, id, need, Timestamp::now(), &mut work);
         let recalled = match recalled {

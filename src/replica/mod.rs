@@ -451,12 +451,7 @@ impl Replica {
 
     /// Does what a shard wants done, or leaves it as work. A log that refuses has failed for good:
     /// the gap that this leaves is never seen, for nothing more is settled.
-    fn carry_out(
-        &self,
-        slot: &mut Slot,
-        out: Outputs,
-        work: &mut Work,
-    ) -> Result<(), wal::Error> {
+    fn carry_out(&self, slot: &mut Slot, out: Outputs, work: &mut Work) -> Result<(), wal::Error> {
         let logs = !out.log.is_empty();
         for logged in &out.log {
             slot.lsn = match logged {

@@ -31,8 +31,8 @@ use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
-use crate::replication::{self, Nobody, Replication, Shelf};
 use crate::process::{self, Notifier, PidFile};
+use crate::replication::{self, Nobody, Replication, Shelf};
 use crate::wal;
 
 use data::{Data, LoadProgress};

@@ -64,11 +64,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::Disk`] when the disk refuses.
-    pub fn create_copy(
-        disk: Arc<dyn Disk>,
-        path: &Path,
-        cluster_id: u128,
-    ) -> Result<Self, Error> {
+    pub fn create_copy(disk: Arc<dyn Disk>, path: &Path, cluster_id: u128) -> Result<Self, Error> {
         let dir = path.parent().unwrap_or(Path::new(""));
         let name = format!("{}.tmp", path.file_name().unwrap_or_default().to_string_lossy());
         Self::begin(disk, dir, &name, cluster_id, Lsn(1))

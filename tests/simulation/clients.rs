@@ -39,7 +39,7 @@ impl Client {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reply {
     Found(Found),
-    Refused(Refused),
+    Refused,
     Heard(Heard),
 }
 
@@ -310,7 +310,9 @@ impl World {
     /// A coordinator learns of another primary: whoever waits for the last one waits no more.
     pub(crate) fn primary_is_named(&mut self, machine: usize, shard: ShardId) {
         let process = self.machines[machine].process.as_ref();
-        let Some(known) = process.and_then(|p| p.known[usize::from(shard.0)].clone()) else { return };
+        let Some(known) = process.and_then(|p| p.known[usize::from(shard.0)].clone()) else {
+            return;
+        };
         for number in 0..self.operations.len() {
             let operation = &self.operations[number];
             let mine = operation.coordinator == machine && self.coordinates(number);
@@ -397,8 +399,8 @@ impl World {
                 let reply = Reply::Heard(Heard::NotLeading);
                 self.send_reply(to, asker, operation, attempt, reply);
             }
-            Ok((Err(Refusal::Shard(refused)), _)) => {
-                self.send_reply(to, asker, operation, attempt, Reply::Refused(refused));
+            Ok((Err(Refusal::Shard(_)), _)) => {
+                self.send_reply(to, asker, operation, attempt, Reply::Refused);
             }
             Ok((Err(refusal), _)) => self.witness.complain(format!("refused: {refusal}")),
             Ok((Ok((result, wait)), work)) => {
@@ -407,8 +409,7 @@ impl World {
                 }
                 let run = self.machines[to].run;
                 let process = self.machines[to].process.as_mut().expect("it has just acted");
-                let done = wait.is_none();
-                let waiting = Waiting { operation, attempt, asker, wait, work, result, done };
+                let waiting = Waiting { operation, attempt, asker, wait, work, result };
                 process.waits.push(waiting);
                 let patience = self.plan.patience;
                 self.after(patience, Event::GiveUp { machine: to, run, operation, attempt });
@@ -447,7 +448,7 @@ impl World {
                 self.complete(number, Told::Ordered(ordered.verdict, ordered.version));
             }
             Reply::Found(Found::Read(read)) => self.complete(number, Told::Read(read)),
-            Reply::Refused(_) => {
+            Reply::Refused => {
                 let unsure = operation.pursuit.is_unsure();
                 self.complete(number, if unsure { Told::Unknown } else { Told::NotApplied });
             }

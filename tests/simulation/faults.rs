@@ -1,5 +1,6 @@
 //! Misfortunes.
 
+use aegiskv::entry::ShardId;
 use aegiskv::replica::Sweep;
 use aegiskv::store::{Config, EvictionPolicy};
 use aegiskv::topology::Seat;
@@ -17,7 +18,7 @@ impl World {
         self.after(pace, Event::Misfortune);
         let faults = self.plan.faults.clone();
         let Some(fault) = self.dice.pick(&faults) else { return };
-        let machine = self.dice.below(MACHINES);
+        let machine = self.some_victim();
         self.say(|| format!("{fault:?} at {machine}"));
         self.count(fault.name());
         match fault {
@@ -49,6 +50,16 @@ impl World {
             Fault::Sweep => self.sweep(machine),
             Fault::Evict => self.evict(machine),
         }
+    }
+
+    /// Most often a primary: there it hurts most.
+    fn some_victim(&mut self) -> usize {
+        if self.dice.chance(400) {
+            return self.dice.below(MACHINES);
+        }
+        let shard = self.dice.below(usize::from(self.plan.setup.shards));
+        let primary = self.oracle.configuration(ShardId(shard as u16)).primary;
+        self.oracle.hosts[primary.node.0 as usize]
     }
 
     /// Whether a majority that remembers is left of every shard if this machine forgets.
@@ -111,7 +122,8 @@ impl World {
             return;
         }
         self.machines[machine].kill();
-        if self.machines[machine].corrupt(&mut self.dice) || self.machines[machine].mode == Mode::Off
+        if self.machines[machine].corrupt(&mut self.dice)
+            || self.machines[machine].mode == Mode::Off
         {
             self.machines[machine].forgets = true;
         }

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) shards: u16,
     pub(crate) ring_bytes_max: usize,
     pub(crate) segment_bytes_max: u64,
+    /// A rule that is broken: a node that lost its memory comes back as if it had not.
+    pub(crate) keeps_life: bool,
 }
 
 /// Who a data directory is, as it says itself.
@@ -86,7 +88,6 @@ pub(crate) struct Waiting {
     /// The work that must be settled first.
     pub(crate) work: Option<u64>,
     pub(crate) result: Found,
-    pub(crate) done: bool,
 }
 
 /// What a primary made of a request.
@@ -217,7 +218,7 @@ impl Machine {
             Loaded::default()
         };
         lost |= loaded.corrupt;
-        life += u64::from(lost);
+        life += u64::from(lost && !setup.keeps_life);
         let copies = copies_of(life);
         if loads {
             // Once more, now that the life is known that the copies have from here on.
@@ -332,8 +333,7 @@ fn load(
     let recovery = wal::recover(disk, &location(), &replay, &|lsn, frame| {
         copies.replay(lsn, &frame, &load_copy);
     })?;
-    let corrupt =
-        loaded.lost || !recovery.corruptions.is_empty() || damaged_copy.into_inner();
+    let corrupt = loaded.lost || !recovery.corruptions.is_empty() || damaged_copy.into_inner();
     Ok(Loaded { damaged: loaded.damaged(), corrupt, recovery })
 }
 
@@ -387,8 +387,7 @@ impl Process {
         now: Timestamp,
     ) -> Result<Work, ()> {
         let mut work = Work::default();
-        let shelf: (Arc<dyn Disk>, &Path, u128) =
-            (Arc::new(disk.clone()), Path::new(DIR), CLUSTER);
+        let shelf: (Arc<dyn Disk>, &Path, u128) = (Arc::new(disk.clone()), Path::new(DIR), CLUSTER);
         match self.replica.finish_copy(shard, staged, shelf, now, &mut work) {
             Ok(_) => Ok(work),
             Err(_) => Err(()),

@@ -12,6 +12,8 @@ mod dice;
 mod faults;
 mod history;
 mod machine;
+#[cfg(feature = "mutations")]
+mod mutants;
 mod oracle;
 mod plan;
 mod witness;

@@ -64,7 +64,6 @@ pub(crate) struct Oracle {
 pub(crate) struct Breaks {
     pub(crate) changes_from_any_epoch: bool,
     pub(crate) changes_at_once: bool,
-    pub(crate) counts_new_lives: bool,
     pub(crate) drops_lost_seats: bool,
 }
 
@@ -130,13 +129,19 @@ impl Oracle {
 
     fn change(&mut self, shard: ShardId, to: Configuration) -> bool {
         let from_epoch = self.configuration(shard).epoch;
-        let outcome = self.topology.apply(Command::Configure(vec![Change { shard, from_epoch, to }]));
+        let outcome =
+            self.topology.apply(Command::Configure(vec![Change { shard, from_epoch, to }]));
         outcome == Outcome::Configured(1)
     }
 
     /// Looks at one shard and changes its configuration, or not. Answers whether it did.
     pub(crate) fn decide(&mut self, shard: ShardId, sights: &[Sight], dice: &mut Dice) -> bool {
         let present = self.configuration(shard).clone();
+        if self.breaks.drops_lost_seats
+            && let Some(to) = self.without_lost_seats(&present)
+        {
+            return self.change(shard, to);
+        }
         let view = View { topology: &self.topology, hosts: &self.hosts, sights, shard };
         let to = if view.is_lost(&present) {
             let Some(to) = view.from_what_is_left(&present) else { return false };
@@ -148,6 +153,26 @@ impl Oracle {
             self.next(&view, &present, stuck, dice)
         };
         to.is_some_and(|to| self.change(shard, to))
+    }
+
+    /// What breaks a rule: present lives take the seats of lost ones at once.
+    fn without_lost_seats(&self, present: &Configuration) -> Option<Configuration> {
+        let mut to = Configuration { unclean: false, ..present.clone() };
+        let members = &self.topology.members;
+        let replace = |seats: &mut Vec<Seat>| {
+            for seat in seats {
+                if let Some(member) = members.get(&seat.node) {
+                    *seat = member.seat();
+                }
+            }
+        };
+        replace(&mut to.voters);
+        replace(&mut to.old_voters);
+        to.learners.retain(|seat| !to.voters.contains(seat) && !to.old_voters.contains(seat));
+        if !to.is_voter(to.primary) {
+            to.primary = to.voters[0];
+        }
+        (to != *present).then_some(to)
     }
 
     /// Whether the primary has been on its way for too long.
@@ -179,13 +204,14 @@ impl Oracle {
         if !self.calm && dice.chance(self.moods.moves) {
             return self.move_primary(view, present, false, dice);
         }
-        let reported = primary
-            .is_some_and(|copy| copy.part == Part::Active && copy.epoch == present.epoch);
+        let reported =
+            primary.is_some_and(|copy| copy.part == Part::Active && copy.epoch == present.epoch);
         if !reported && !self.breaks.changes_from_any_epoch {
             return None;
         }
         if present.is_joint() {
-            return (self.calm || dice.chance(400)).then(|| self.leave_joint(view, present, dice))?;
+            return (self.calm || dice.chance(400))
+                .then(|| self.leave_joint(view, present, dice))?;
         }
         if let Some(to) = self.mend(view, present, dice) {
             return Some(to);

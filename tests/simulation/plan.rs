@@ -102,19 +102,21 @@ impl Plan {
             .collect();
         let one_mode = dice.pick(&[Mode::Off, Mode::Async, Mode::Sync]).expect("three");
         let mixed = dice.chance(300);
-        let modes = std::array::from_fn(|_| match dice.pick(&[Mode::Off, Mode::Async, Mode::Sync]) {
-            Some(mode) if mixed => mode,
-            _ => one_mode,
-        });
+        let modes =
+            std::array::from_fn(|_| match dice.pick(&[Mode::Off, Mode::Async, Mode::Sync]) {
+                Some(mode) if mixed => mode,
+                _ => one_mode,
+            });
         let faults_or_none = if troubled { faults } else { vec![Fault::Snapshot, Fault::Sweep] };
         Self {
             setup: Setup {
                 shards: 1 + u16::from(dice.chance(250)),
-                ring_bytes_max: [1, 700, 2500, 1 << 20][dice.below(4)],
+                ring_bytes_max: [1, 1_200, 5_000, 1 << 20, 1 << 20][dice.below(5)],
                 segment_bytes_max: [600, 2_000, 8_000][dice.below(3)],
+                keeps_life: false,
             },
             modes,
-            clients: dice.within(2..=5) as usize,
+            clients: dice.within(2..=6) as usize,
             operations_each: dice.within(3..=9) as usize,
             keys: dice.within(1..=3) as usize,
             voters: if dice.chance(850) { 3 } else { dice.within(1..=4) as usize },

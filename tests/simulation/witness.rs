@@ -70,7 +70,8 @@ impl Witness {
             return;
         }
         let before = Position { epoch: record.predecessor_epoch, seq: at.seq - 1 };
-        let falls = seen.records.get(&before).is_some_and(|before| before.version >= record.version);
+        let falls =
+            seen.records.get(&before).is_some_and(|before| before.version >= record.version);
         seen.records.insert(at, record.clone());
         if falls {
             self.complain(format!("the version does not rise at {at:?}: {record:?}"));

@@ -27,20 +27,63 @@ const CALM_PACE: u64 = 40_000;
 #[derive(Debug)]
 pub(crate) enum Event {
     Deliver(Envelope),
-    Ask { to: usize, asker: usize, operation: usize, attempt: u32 },
-    Reply { asker: usize, operation: usize, attempt: u32, reply: Reply },
+    Ask {
+        to: usize,
+        asker: usize,
+        operation: usize,
+        attempt: u32,
+    },
+    Reply {
+        asker: usize,
+        operation: usize,
+        attempt: u32,
+        reply: Reply,
+    },
     /// A coordinator's time to wait for an answer is over.
-    AskIsLate { operation: usize, attempt: u32 },
+    AskIsLate {
+        operation: usize,
+        attempt: u32,
+    },
     /// A primary's time to come by an answer is over.
-    GiveUp { machine: usize, run: u64, operation: usize, attempt: u32 },
-    Pursue { operation: usize, attempt: u32 },
+    GiveUp {
+        machine: usize,
+        run: u64,
+        operation: usize,
+        attempt: u32,
+    },
+    Pursue {
+        operation: usize,
+        attempt: u32,
+    },
     Think(usize),
-    Tick { machine: usize, run: u64 },
-    Settle { machine: usize, run: u64, work: u64 },
-    Commit { machine: usize, run: u64 },
-    Copied { machine: usize, run: u64, shard: ShardId, staged: Box<Staged> },
-    EndSnapshot { machine: usize, run: u64 },
-    News { machine: usize, shard: ShardId, configuration: Arc<Configuration> },
+    Tick {
+        machine: usize,
+        run: u64,
+    },
+    Settle {
+        machine: usize,
+        run: u64,
+        work: u64,
+    },
+    Commit {
+        machine: usize,
+        run: u64,
+    },
+    Copied {
+        machine: usize,
+        run: u64,
+        shard: ShardId,
+        staged: Box<Staged>,
+    },
+    EndSnapshot {
+        machine: usize,
+        run: u64,
+    },
+    News {
+        machine: usize,
+        shard: ShardId,
+        configuration: Arc<Configuration>,
+    },
     Decide,
     Misfortune,
     Start(usize),
@@ -568,9 +611,8 @@ impl World {
         if newer {
             *known = Some(configuration.clone());
         }
-        let took = self.act(machine, |replica, now, work| {
-            replica.configure(shard, configuration, now, work)
-        });
+        let took = self
+            .act(machine, |replica, now, work| replica.configure(shard, configuration, now, work));
         if took.is_ok() && newer {
             self.primary_is_named(machine, shard);
         }
@@ -581,8 +623,8 @@ impl World {
         let mut sights = Vec::with_capacity(MACHINES);
         for i in 0..MACHINES {
             let isolated = (0..MACHINES).filter(|to| self.is_cut(i, *to)).count() >= MACHINES - 1;
-            let seems_well = (self.machines[i].paused_until <= self.now && !isolated)
-                || self.dice.chance(300);
+            let seems_well =
+                (self.machines[i].paused_until <= self.now && !isolated) || self.dice.chance(300);
             let machine = &self.machines[i];
             let process = machine.process.as_ref().filter(|_| seems_well);
             let shards = (0..self.plan.setup.shards).map(ShardId);

@@ -182,7 +182,13 @@ fn every_kind_of_frame_comes_back() {
     tail.shard = shard;
     let written = [
         Frame::Fence { shard, epoch: 9 },
-        Frame::GiveUp { shard, kept: position, states: vec![state], records: vec![tail.clone()], gone: vec![tail.request] },
+        Frame::GiveUp {
+            shard,
+            kept: position,
+            states: vec![state],
+            records: vec![tail.clone()],
+            gone: vec![tail.request],
+        },
         Frame::Adopt { shard, session: 1 << 99, position, fence: 9, life: 3 },
         Frame::Vouch { shard, life: 3 },
         Frame::Drop { shard, fence: 10 },
