@@ -32,6 +32,9 @@ pub mod snapshot;
 // Who is a member, and who holds and orders each shard.
 pub mod topology;
 
+#[cfg(feature = "mutations")]
+pub mod mutation;
+
 // The order of each shard's records, and the copies that follow it.
 pub mod shard;
 

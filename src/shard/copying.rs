@@ -179,14 +179,22 @@ impl Shard {
         self.hold_ticks = HOLD_TICKS;
         let rest = match next {
             Some(place) => Rest::More(Mark { source, place, last }),
-            None => Rest::End {
-                history: self.log.history.clone(),
-                highest: self.log.clock.highest(),
-                requests: self.log.kept_requests(),
-            },
+            None => self.rest(),
         };
         let piece = Piece { session, after, records, entries, rest };
         self.say(to, self.fence, Message::Piece(Box::new(piece)), out);
+    }
+
+    fn rest(&self) -> Rest {
+        let history = self.log.history.clone();
+        let (mut highest, mut requests) = (self.log.clock.highest(), self.log.kept_requests());
+        if mutated!(CopyWithoutHighest) {
+            highest = Version::default();
+        }
+        if mutated!(CopyWithoutRequests) {
+            requests.clear();
+        }
+        Rest::End { history, highest, requests }
     }
 
     /// The entries from a place of the table on, and the place after them.

@@ -46,7 +46,7 @@ impl Shard {
             }
             at = record.position;
             if !self.log.history.contains(at) {
-                if Log::before(&record) != self.last() {
+                if Log::before(&record) != self.last() && !mutated!(PredecessorUnchecked) {
                     return self.tell_behind(from, out);
                 }
                 self.take(record, out);
@@ -155,6 +155,7 @@ impl Shard {
         }
         // Compared anew: the log may have changed since it was asked about.
         let Some(kept) = self.log.history.common(&history) else { return };
+        let kept = if mutated!(DivergenceOfYesterday) { common } else { kept };
         if kept.seq < common.seq || !follows(&tail, common, history.last()) {
             return;
         }
@@ -182,10 +183,15 @@ impl Shard {
     ) -> bool {
         let Some(given_up) = self.log.after(kept) else { return false };
         let covered: HashSet<&Key> = states.iter().map(|state| &state.key).collect();
-        if !keys_of(&given_up).iter().all(|key| covered.contains(key)) {
+        let covers = keys_of(&given_up).iter().all(|key| covered.contains(key));
+        if !covers && !mutated!(DivergenceOfYesterday) {
             return false;
         }
-        let gone = given_up.iter().map(|record| record.request).collect();
+        let gone = match mutated!(GivenUpRequestsStay) {
+            true => Vec::new(),
+            false => given_up.iter().map(|record| record.request).collect(),
+        };
+        let states = if mutated!(DivergenceKept) { Vec::new() } else { states };
         let records = tail.iter().map(|record| Record::clone(record)).collect();
         let frame = Frame::GiveUp { shard: self.id, kept, states, records, gone };
         self.apply_give_up(&frame);

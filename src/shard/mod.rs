@@ -16,6 +16,21 @@
 //! The way through: a client's write is in `work`, its order and its answer in `primary`, the
 //! other copies in `follower`, copying in `copying`.
 
+/// Whether a rule is broken on purpose, to see that the simulator notices.
+#[cfg(feature = "mutations")]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        crate::mutation::is(crate::mutation::Mutation::$mutation)
+    };
+}
+
+#[cfg(not(feature = "mutations"))]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        false
+    };
+}
+
 mod copying;
 mod follower;
 mod history;
@@ -242,7 +257,9 @@ impl Shard {
 
     /// Whether it can vouch for the log it has. A copy that cannot is replaced by another's.
     pub fn vouches(&self) -> bool {
-        self.vouched == self.setting.me.life || self.last() == Position::default()
+        self.vouched == self.setting.me.life
+            || self.last() == Position::default()
+            || mutated!(AmnesiacCounts)
     }
 
     /// Whether clients may be shown what it holds: it votes, and vouches.
@@ -287,7 +304,13 @@ impl Shard {
         if epoch < self.fence || epoch <= known {
             return;
         }
+        let goes_on = mutated!(SamePrimaryGoesOn)
+            && self.is_active()
+            && configuration.primary == self.setting.me;
         self.raise(epoch, out);
+        if goes_on {
+            return self.go_on(configuration);
+        }
         self.step_down(out);
         // A copy goes on where the primary stays: whether its log does too, it will see.
         if self.fetch.as_ref().is_some_and(|fetch| fetch.source() != Some(configuration.primary)) {
@@ -328,7 +351,7 @@ impl Shard {
             }
             return;
         }
-        if epoch < self.fence {
+        if epoch < self.fence && !mutated!(LowerEpochsTaken) {
             if message.is_of_source() {
                 self.say(from, epoch, Message::Refused { fence: self.fence }, out);
             }
@@ -419,6 +442,9 @@ impl Shard {
     fn raise(&mut self, epoch: u32, out: &mut Outputs) {
         if epoch > self.fence {
             self.fence = epoch;
+            if mutated!(FenceForgotten) {
+                return;
+            }
             out.log.push(Logged::Frame(Frame::Fence { shard: self.id, epoch }));
         }
     }
@@ -454,6 +480,9 @@ impl Shard {
         }
         apply(&mut self.table, &record);
         self.log.push(record.clone());
+        if mutated!(RequestsAtPrimaryOnly) {
+            self.log.requests.forget(record.request);
+        }
         out.log.push(Logged::Record(record));
     }
 
@@ -488,7 +517,7 @@ impl Shard {
         let own = self.last();
         let own_stands = self.settled.fence >= configuration.epoch;
         let has = |seat| if seat == me { own_stands } else { fenced.contains_key(&seat) };
-        if !configuration.has_quorum(Copies::Majority, has) {
+        if !configuration.has_quorum(Copies::Majority, has) && !mutated!(FencesUncollected) {
             return;
         }
         let longest = fenced

@@ -123,6 +123,17 @@ impl Shard {
         }
     }
 
+    /// What breaks a rule: see [`crate::mutation`].
+    pub(super) fn go_on(&mut self, configuration: Arc<Configuration>) {
+        let next = self.last().seq + 1;
+        if let Role::Leading(primary) = &mut self.role {
+            for seat in configuration.seats().into_iter().filter(|s| *s != self.setting.me) {
+                primary.copies.entry(seat).or_insert(Progress { next, ..Progress::default() });
+            }
+        }
+        self.configuration = Some(configuration);
+    }
+
     /// Begins to order: with a first, empty record of the epoch.
     pub(super) fn lead(&mut self, now: Timestamp, out: &mut Outputs) {
         let Some(configuration) = &self.configuration else { return };
@@ -131,7 +142,7 @@ impl Shard {
         let progress = Progress { next: first, ..Progress::default() };
         self.role = Role::Leading(Box::new(Primary {
             first,
-            active: false,
+            active: mutated!(ActiveAtOnce),
             committed: 0,
             copies: others.map(|seat| (seat, progress)).collect(),
             pending: Vec::new(),
@@ -139,6 +150,9 @@ impl Shard {
         }));
         if self.vouched != self.setting.me.life {
             self.vouch(out);
+        }
+        if mutated!(VersionsByClock) {
+            self.log.clock = crate::clock::Clock::default();
         }
         self.order(None, (Effect::None, Verdict::Absent), RequestId::Internal, now, out);
     }
@@ -293,7 +307,7 @@ impl Shard {
         let copies = &primary.copies;
         let has = |seat: Seat| if seat == me { own } else { acked(copies, seat) };
         let majority = configuration.reached_by(Copies::Majority, has);
-        if majority >= primary.first {
+        if majority + u64::from(mutated!(OlderEpochsCount)) >= primary.first {
             primary.committed = primary.committed.max(majority);
             if !primary.active {
                 primary.active = true;

@@ -78,18 +78,27 @@ impl Shard {
         if !self.is_active() {
             return Err(Refused::NotActive);
         }
+        let mut seq = self.behind_all();
         let ordered = match self.recall(id, now)? {
             Some(done) => done,
             None => {
                 let what = self.judge(&key, operation, condition, now, out);
                 let verdict = what.1;
+                if mutated!(RefusalUnrecorded) && matches!(verdict, Verdict::ConditionFailed(_)) {
+                    return Ok(self.refuse_unrecorded(verdict, wait, out));
+                }
                 let record = self.order(Some(key), what, id, now, out);
+                seq = record.position.seq;
                 Ordered { verdict, version: record.version }
             }
         };
-        if let Some((ticket, need)) = wait {
-            // For a write that was ordered before, the end of the log is far enough behind it.
-            self.wait(ticket, self.last().seq, need, false, out);
+        if let Some((ticket, mut need)) = wait {
+            if mutated!(RefusalUncommitted)
+                && matches!(ordered.verdict, Verdict::ConditionFailed(_))
+            {
+                need = Need { copies: Copies::Count(1), committed: false };
+            }
+            self.wait(ticket, seq, need, false, out);
         }
         Ok(ordered)
     }
@@ -110,7 +119,7 @@ impl Shard {
         }
         let done = self.recall(id, now)?;
         if done.is_some() {
-            self.wait(wait.0, self.last().seq, wait.1, false, out);
+            self.wait(wait.0, self.behind_all(), wait.1, false, out);
         }
         Ok(done)
     }
@@ -132,7 +141,8 @@ impl Shard {
         }
         let lookup = self.table.get(key, now);
         let need = Need { copies: Copies::Majority, committed: true };
-        self.wait(ticket, self.last().seq, need, true, out);
+        let seen = if mutated!(GetSeesUncommitted) { self.committed() } else { self.last().seq };
+        self.wait(ticket, seen, need, !mutated!(GetUnconfirmed), out);
         Ok(lookup)
     }
 
@@ -180,6 +190,12 @@ impl Shard {
         (evicted, expired)
     }
 
+    /// The number to wait for where a write was ordered before: the end of the log is far enough
+    /// behind it, and of this epoch.
+    fn behind_all(&self) -> u64 {
+        self.last().seq - u64::from(mutated!(OlderEpochsCount))
+    }
+
     fn recall(&mut self, id: RequestId, now: Timestamp) -> Result<Option<Ordered>, Refused> {
         match self.log.recall(id, now) {
             Recall::New => Ok(None),
@@ -213,6 +229,19 @@ impl Shard {
         });
         let (effect, verdict) = operation.judge(condition, live, now);
         (detached(effect), verdict)
+    }
+
+    /// What breaks a rule: see [`crate::mutation`].
+    fn refuse_unrecorded(
+        &mut self,
+        verdict: Verdict,
+        wait: Option<(u64, Need)>,
+        out: &mut Outputs,
+    ) -> Ordered {
+        if let Some((ticket, need)) = wait {
+            self.wait(ticket, self.last().seq, need, false, out);
+        }
+        Ordered { verdict, version: Version::default() }
     }
 
     /// Orders the removal of a key by the shard itself.

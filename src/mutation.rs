@@ -1,0 +1,61 @@
+//! Rules of the shard protocol that can be broken on purpose, so that the simulator can show that it
+//! would notice. Only with the feature `mutations`; no build that serves has any of it.
+
+use std::cell::Cell;
+
+/// A rule, and how it is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// A refused condition is answered without a record.
+    RefusalUnrecorded,
+    /// A refused condition is answered before its record is committed.
+    RefusalUncommitted,
+    /// Whoever gives records up trusts what was common when it was asked.
+    DivergenceOfYesterday,
+    /// A copy comes without the request ids.
+    CopyWithoutRequests,
+    /// A copy comes without the highest version.
+    CopyWithoutHighest,
+    /// A primary that is named again goes on as before, and answers those who waited.
+    SamePrimaryGoesOn,
+    /// The request ids of given-up records stay.
+    GivenUpRequestsStay,
+    /// A get does not wait for all that it saw.
+    GetSeesUncommitted,
+    /// A get does not ask whether the epoch stands.
+    GetUnconfirmed,
+    /// A new primary collects no fences.
+    FencesUncollected,
+    /// Messages of lower epochs are taken.
+    LowerEpochsTaken,
+    /// The fence is not kept on disk.
+    FenceForgotten,
+    /// A copy counts though the node has lost its memory.
+    AmnesiacCounts,
+    /// Given-up records leave their effects behind.
+    DivergenceKept,
+    /// Only the primary knows the request ids.
+    RequestsAtPrimaryOnly,
+    /// A record is taken whatever it follows.
+    PredecessorUnchecked,
+    /// Versions follow the clock alone.
+    VersionsByClock,
+    /// A primary is active before a record of its epoch is committed.
+    ActiveAtOnce,
+    /// Records of older epochs count as committed by their copies alone.
+    OlderEpochsCount,
+}
+
+thread_local! {
+    static BROKEN: Cell<Option<Mutation>> = const { Cell::new(None) };
+}
+
+/// Breaks this rule from now on, in this thread; `None`: none.
+pub fn set(mutation: Option<Mutation>) {
+    BROKEN.set(mutation);
+}
+
+/// Whether this rule is broken.
+pub(crate) fn is(mutation: Mutation) -> bool {
+    BROKEN.get() == Some(mutation)
+}

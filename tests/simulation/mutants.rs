@@ -1,0 +1,78 @@
+//! Each rule of the protocol, broken on purpose: the simulator must notice.
+
+use aegiskv::mutation::{self, Mutation};
+
+use crate::plan::Plan;
+use crate::world::World;
+
+/// Within so many histories a broken rule must be noticed.
+const SEEDS_MAX: u64 = 60_000;
+
+/// Runs histories until one fails; answers how many that took.
+fn noticed(name: &str, change: impl Fn(&mut Plan)) {
+    let first = crate::number("AEGIS_SEED").unwrap_or(1);
+    for seed in first..first + SEEDS_MAX {
+        if let Some(complaint) = World::new(seed, &change).run().complaint {
+            let line = complaint.lines().next().unwrap_or_default().to_owned();
+            let line: String = line.chars().take(150).collect();
+            println!("{name}: after {} histories: {line}", seed - first + 1);
+            return;
+        }
+    }
+    panic!("{name} is not noticed in {SEEDS_MAX} histories");
+}
+
+fn mutated(mutation: Mutation) {
+    mutation::set(Some(mutation));
+    noticed(&format!("{mutation:?}"), |_| {});
+    mutation::set(None);
+}
+
+macro_rules! is_noticed {
+    ($($test:ident: $mutation:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            mutated(Mutation::$mutation);
+        })*
+    };
+}
+
+is_noticed! {
+    a_refusal_without_a_record: RefusalUnrecorded,
+    a_refusal_that_is_not_committed: RefusalUncommitted,
+    giving_up_what_was_common_yesterday: DivergenceOfYesterday,
+    a_copy_without_request_ids: CopyWithoutRequests,
+    a_copy_without_the_highest_version: CopyWithoutHighest,
+    a_primary_that_goes_on_in_a_new_epoch: SamePrimaryGoesOn,
+    request_ids_of_records_that_were_given_up: GivenUpRequestsStay,
+    a_get_of_what_is_not_committed: GetSeesUncommitted,
+    a_get_that_does_not_confirm_its_epoch: GetUnconfirmed,
+    a_primary_without_fences: FencesUncollected,
+    messages_of_lower_epochs: LowerEpochsTaken,
+    a_fence_that_is_forgotten: FenceForgotten,
+    a_copy_that_cannot_vouch_for_itself: AmnesiacCounts,
+    effects_of_what_was_given_up: DivergenceKept,
+    request_ids_at_the_primary_alone: RequestsAtPrimaryOnly,
+    a_record_behind_the_wrong_one: PredecessorUnchecked,
+    versions_by_the_clock_alone: VersionsByClock,
+}
+
+#[test]
+fn voters_that_change_from_any_epoch() {
+    noticed("voters from any epoch", |plan| plan.breaks.changes_from_any_epoch = true);
+}
+
+#[test]
+fn voters_that_change_at_once() {
+    noticed("voters at once", |plan| plan.breaks.changes_at_once = true);
+}
+
+#[test]
+fn a_lost_life_that_loses_its_seat() {
+    noticed("lost seats dropped", |plan| plan.breaks.drops_lost_seats = true);
+}
+
+#[test]
+fn a_node_that_does_not_say_it_lost_its_memory() {
+    noticed("life kept", |plan| plan.setup.keeps_life = true);
+}
