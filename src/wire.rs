@@ -122,6 +122,8 @@ pub enum Reply {
         highest: Version,
         /// Whether it leads the shard.
         leads: bool,
+        /// Whether it is not known to be old.
+        level: bool,
     },
     /// Live keys.
     Page {

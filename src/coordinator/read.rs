@@ -82,14 +82,14 @@ impl Coordinator {
         let shard = data.replica().placement().shard_of(key);
         let near = match data.replica().get(key, Timestamp::now()) {
             Some(seen) if seen.leads && min_version.is_none() => return Ok(seen.lookup.into()),
-            Some(seen) => Some(seen),
-            None => data.peek_elsewhere(key, shard).await,
+            Some(seen) if seen.level => Some(seen),
+            own => data.peek_elsewhere(key, shard).await.or(own),
         };
         let Some(seen) = near else {
             return self.get_at_primary(data, key, false).await.map(Got::from);
         };
         let recent = min_version.is_none_or(|version| seen.highest >= version);
-        if recent && matches!(seen.lookup, Lookup::Hit(_)) {
+        if recent && seen.level && matches!(seen.lookup, Lookup::Hit(_)) {
             return Ok(Got { stale: data.stale(shard), lookup: seen.lookup });
         }
         match self.get_at_primary(data, key, false).await {
@@ -162,8 +162,8 @@ impl Data {
         let ask = wire::to_vec(&Ask::Peek { key: Bytes::copy_from_slice(key) });
         let answer = self.replication.carrier().call(node, ask, COPY_PATIENCE).await.ok()?;
         match wire::get(&answer).ok()? {
-            Reply::Entry { entry, position, highest, leads } => {
-                Some(Seen { lookup: lookup_of(entry), position, highest, leads })
+            Reply::Entry { entry, position, highest, leads, level } => {
+                Some(Seen { lookup: lookup_of(entry), position, highest, leads, level })
             }
             _ => None,
         }
@@ -173,7 +173,7 @@ impl Data {
     /// others.
     async fn peek_elsewhere(&self, key: &[u8], shard: ShardId) -> Option<Seen> {
         for node in self.nearest(shard) {
-            if let Some(seen) = self.peek(key, node).await {
+            if let Some(seen) = self.peek(key, node).await.filter(|seen| seen.level) {
                 return Some(seen);
             }
         }

@@ -154,7 +154,7 @@ impl Data {
         match waiting.answer(patience).await {
             Some(Answer::Done(_)) => {
                 let (position, highest) = Default::default();
-                entry_of(key, Seen { lookup, position, highest, leads: true })
+                entry_of(key, Seen { lookup, position, highest, leads: true, level: true })
             }
             Some(Answer::Deposed) | None => Reply::Unknown,
         }
@@ -201,13 +201,13 @@ impl Data {
 
 /// What a copy has of a key, as another node is told.
 fn entry_of(key: &[u8], seen: Seen) -> Reply {
-    let Seen { lookup, position, highest, leads } = seen;
+    let Seen { lookup, position, highest, leads, level } = seen;
     debug_assert!(lookup.clone().found().is_none_or(|found| found.entry.key() == key));
     let entry = match lookup {
         Lookup::Hit(found) => Ok(copy_of(&found)),
         Lookup::Miss(reason) => Err(reason),
     };
-    Reply::Entry { entry, position, highest, leads }
+    Reply::Entry { entry, position, highest, leads, level }
 }
 
 fn copy_of(found: &Found) -> EntryCopy {

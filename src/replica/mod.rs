@@ -189,6 +189,7 @@ impl Replica {
             position: slot.shard.last(),
             highest: slot.shard.highest_version(),
             leads: slot.shard.is_active(),
+            level: slot.shard.is_level(),
         })
     }
 
@@ -530,6 +531,8 @@ pub struct Seen {
     pub highest: Version,
     /// Whether it led the shard.
     pub leads: bool,
+    /// Whether it is not known to be old.
+    pub level: bool,
 }
 
 /// Refuses what the log could not hold.

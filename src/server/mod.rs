@@ -38,7 +38,6 @@ use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::process::{self, Notifier, PidFile};
-use crate::replication::{self, Nobody, Replication, Shelf};
 use crate::wal;
 
 use bring_up::PeerPort;

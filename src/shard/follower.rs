@@ -15,6 +15,9 @@ use crate::wal::{Frame, KeyState};
 /// Keys that a copy may give up; with more it asks for a copy of the shard.
 const GIVE_UP_KEYS_MAX: usize = 10_000;
 
+/// A copy that was level stays so while it lacks no more records than this.
+const LEVEL_RECORDS: u64 = 10_000;
+
 /// What [`Message::Resume`] says.
 pub(super) struct Resume {
     pub(super) common: Position,
@@ -28,7 +31,7 @@ impl Shard {
     pub(super) fn on_append(
         &mut self,
         from: Seat,
-        previous: Position,
+        (previous, last): (Position, u64),
         records: Vec<Arc<Record>>,
         out: &mut Outputs,
     ) {
@@ -53,6 +56,7 @@ impl Shard {
             }
         }
         if self.log.history.contains(at) {
+            self.level = at.seq >= last || self.level && last - at.seq <= LEVEL_RECORDS;
             self.say(from, self.fence, Message::Ack { seq: at.seq }, out);
         } else {
             self.tell_behind(from, out);
@@ -79,8 +83,8 @@ impl Shard {
             self.say(to, epoch, Message::Resume { common, states, tail, history }, out);
         } else if common == Position::default() {
             // Number 0 stands for "not known" elsewhere; from the start all must be at hand.
-            let previous = common;
-            self.say(to, epoch, Message::Append { previous, records: tail }, out);
+            let (previous, last) = (common, self.last().seq);
+            self.say(to, epoch, Message::Append { previous, records: tail, last }, out);
         } else {
             self.send_from(to, common.seq, out);
         }

@@ -46,6 +46,8 @@ pub enum Message {
         previous: Position,
         /// In order, without gaps. May be empty: do you hold `previous`?
         records: Vec<Arc<Record>>,
+        /// The number of the primary's last record.
+        last: u64,
     },
     /// A replica: I hold, as durably as the log's mode says, your log up to this number.
     Ack {

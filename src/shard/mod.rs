@@ -112,6 +112,8 @@ pub struct Shard {
     role: Role,
     /// What is settled on disk, as the log's mode has it.
     settled: Settled,
+    /// In this run of the process it had all that its primary had, and has fallen little behind.
+    level: bool,
     fetch: Option<Fetch>,
     /// For so many ticks recent records are held for whoever copies the shard from here.
     hold_ticks: u32,
@@ -203,6 +205,7 @@ impl Shard {
             configuration: None,
             role: Role::Follower,
             settled: Settled::default(),
+            level: false,
             fetch: None,
             hold_ticks: 0,
             setting,
@@ -266,6 +269,12 @@ impl Shard {
     pub fn is_readable(&self) -> bool {
         let votes = self.configuration.as_ref().is_some_and(|c| c.is_voter(self.setting.me));
         votes && self.vouches()
+    }
+
+    /// Whether it is not known to be old: it leads, or had what its primary had, and has fallen
+    /// little behind since. A copy that was just loaded is not, until it hears from its primary.
+    pub fn is_level(&self) -> bool {
+        self.level
     }
 
     /// Looks a key up on a client's behalf.
@@ -375,8 +384,8 @@ impl Shard {
                     self.help(from, &history, true, out);
                 }
             }
-            Message::Append { previous, records } => {
-                self.on_append(from, previous, records, out);
+            Message::Append { previous, records, last } => {
+                self.on_append(from, (previous, last), records, out);
             }
             Message::Ack { seq } => self.on_ack(from, seq, out),
             Message::Behind { history } => {

@@ -186,7 +186,7 @@ impl Shard {
         let previous = Log::before(&record);
         for seat in level {
             let records = vec![record.clone()];
-            self.say(seat, epoch, Message::Append { previous, records }, out);
+            self.say(seat, epoch, Message::Append { previous, records, last: seq }, out);
         }
         record
     }
@@ -289,7 +289,8 @@ impl Shard {
         {
             progress.next = next;
         }
-        self.say(to, self.fence, Message::Append { previous, records }, out);
+        let last = last.seq;
+        self.say(to, self.fence, Message::Append { previous, records, last }, out);
     }
 
     /// Counts what is committed, and answers whoever may be answered.
@@ -311,6 +312,7 @@ impl Shard {
             primary.committed = primary.committed.max(majority);
             if !primary.active {
                 primary.active = true;
+                self.level = true;
                 out.events.push(Event::Active { epoch: configuration.epoch });
             }
         }

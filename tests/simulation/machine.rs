@@ -210,7 +210,7 @@ impl Machine {
         let (seed, source) = (dice.number(), dice.number());
         let copies_of = |life| {
             let me = Seat { life, ..self.seat };
-            Copies::new(Placement::new(7, setup.shards), Arc::new(setting(me, setup, seed, source)))
+            Copies::new(Placement::new(7, setup.shards), setting(me, setup, seed, source))
         };
         let mut loaded = if loads {
             load(&*disk, &copies_of(life), setup, same_boot)?
