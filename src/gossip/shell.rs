@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::SeedableRng;
-use rand::rngs::{StdRng, SysRng};
+use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
 use tokio::sync::watch as published;
 use tokio::task::JoinSet;
@@ -118,7 +118,9 @@ impl Shell {
             on_refusal: config.on_refusal,
             generation: Timestamp::now().0,
         };
-        let rng = StdRng::try_from_rng(&mut SysRng).expect("the system gives random numbers");
+        let mut seed = [0; 32];
+        aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
+        let rng = StdRng::from_seed(seed);
         Self {
             engine: Engine::new(setup, rng, now()),
             is_v6: config.socket.local_addr().is_ok_and(|address| address.is_ipv6()),

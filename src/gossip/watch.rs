@@ -86,11 +86,6 @@ impl Watch {
         self.nodes.get(&node).map(|watched| watched.state)
     }
 
-    /// Whether foca has a node's present identity down.
-    pub(super) fn is_down(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_some_and(|watched| watched.is_down)
-    }
-
     /// Whether nobody is heard.
     pub(super) fn is_alone(&self) -> bool {
         !self.nodes.values().any(|watched| watched.state == State::Alive)

@@ -6,7 +6,6 @@ use std::time::Instant;
 use foca::{Codec, Member};
 
 use super::{Arrival, Engine, Held};
-use crate::gossip::State;
 use crate::gossip::datagram::{Frame, Greeting, Header, read_body};
 use crate::gossip::identity::Wire;
 use crate::gossip::refusal::{Reason, Refusal};
@@ -122,10 +121,8 @@ impl Engine {
                 }
             }
         }
-        let is_estranged = self.watch.is_down(node) || self.watch.id(node).is_none();
-        let has_left = self.watch.state(node) == Some(State::Left);
-        if is_estranged && !has_left && self.answers.take(now) {
-            // It does not know that foca has it down, or this node does not know who it is.
+        if self.watch.id(node).is_none() && self.answers.take(now) {
+            // Its greeting was lost: who is it?
             self.answer(arrival);
         }
         self.watch.judge(now);

@@ -186,6 +186,13 @@ impl World {
         self.nodes.get_mut(&node).unwrap().condition = Condition::Running;
     }
 
+    /// A node learns that only this generation of it would be believed.
+    pub(super) fn deny(&mut self, node: u64, at_least: u64) {
+        let now = self.now;
+        self.nodes.get_mut(&node).unwrap().engine.renew(at_least, now);
+        self.collect(node);
+    }
+
     pub(super) fn leave(&mut self, node: u64) {
         let now = self.now;
         self.nodes.get_mut(&node).unwrap().engine.leave(now);
