@@ -161,7 +161,7 @@ impl Nursery {
                     _ => Err(Silence::NoAnswer),
                 },
                 // Its own address: it is heard by itself.
-                Err(KnockError::Myself) => Ok(Answer::New(myself)),
+                Err(KnockError::Myself) => Ok(Answer::New(Box::new(myself))),
                 Err(error) => Err(silence(&error)),
             };
             this.birth.lock().on_answer(&addr, answer, Instant::now());
