@@ -111,8 +111,7 @@ pub(super) async fn bring_up(
     let carrier = Arc::new(PeerCarrier::new(transport.clone()));
     let shelf =
         Shelf { disk: Arc::new(Os), dir: config.data_dir.clone(), cluster_id: data.cluster_id };
-    let replication =
-        Replication::new(data.replica.clone(), carrier, shelf, node.metrics.clone());
+    let replication = Replication::new(data.replica.clone(), carrier, shelf, node.metrics.clone());
     let gossip = start_gossip(config, port.datagrams, cluster.id, me, &about, &node);
     let cluster = cluster::Cluster::start(Parts {
         me,
@@ -210,8 +209,7 @@ impl Part<'_> {
     }
 
     async fn open_consensus(&self, me: NodeId, may_be_new: bool) -> anyhow::Result<Consensus> {
-        let config =
-            consensus::Config { may_be_new, ..consensus::Config::new(self.dead.clone()) };
+        let config = consensus::Config { may_be_new, ..consensus::Config::new(self.dead.clone()) };
         let call = consensus_call(self.transport);
         let path = self.topology_file();
         Ok(Consensus::open(&path, me, &self.config.node_id, call, config).await?)
@@ -246,12 +244,7 @@ fn start_gossip(
 }
 
 /// What this node says of itself.
-fn announcement(
-    config: &Config,
-    home: &Home,
-    bound: SocketAddr,
-    client_port: u16,
-) -> Announcement {
+fn announcement(config: &Config, home: &Home, bound: SocketAddr, client_port: u16) -> Announcement {
     let first_seed = config.addrs.first();
     let advertise = |told: &Option<HostPort>, bound: &HostPort, port: u16| match told {
         Some(told) => told.to_string(),

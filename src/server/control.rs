@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::{
-    self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport,
-};
+use crate::controller::{self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport};
 use crate::entry::{Position, ShardId};
 use crate::peer::{Down, State};
 use crate::replica::ShardStatus;
@@ -51,7 +49,8 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
     }
 }
 
-fn make_report(cluster: &Cluster) -> Report {
+/// How this node is at this moment.
+pub(super) fn make_report(cluster: &Cluster) -> Report {
     let topology = cluster.topology_now();
     let links = cluster.transport().links().borrow().clone();
     let mut offsets: Vec<i64> =
@@ -61,13 +60,17 @@ fn make_report(cluster: &Cluster) -> Report {
     let replica = cluster.replication().replica();
     let me = replica.me();
     let has_seat = |shard: ShardId| topology.shard(shard).is_some_and(|c| c.names(me));
-    let shards = replica.status().into_iter().filter(|status| {
-        has_seat(status.shard) || status.position != Position::default()
-    });
+    let shards = replica
+        .status()
+        .into_iter()
+        .filter(|status| has_seat(status.shard) || status.position != Position::default());
     Report {
         at: cluster.now(),
         life: me.life,
-        reachable: links.iter().filter_map(|(node, link)| Some((*node, link_of(link.state)?))).collect(),
+        reachable: links
+            .iter()
+            .filter_map(|(node, link)| Some((*node, link_of(link.state)?)))
+            .collect(),
         clock_offset_ms: -median,
         shards: shards.map(shard_report).collect(),
     }

@@ -111,7 +111,9 @@ impl Nursery {
             for action in actions {
                 match action {
                     Action::Keep(_) => {}
-                    Action::KnockAt(addr, newborn) => self.knock(transport, addr, &newborn, interval),
+                    Action::KnockAt(addr, newborn) => {
+                        self.knock(transport, addr, &newborn, interval)
+                    }
                     Action::Found { attempt } => {
                         tracing::info!(attempt, "{} founds the cluster", about.name);
                         return Ok(Born::Founder);
