@@ -126,7 +126,9 @@ impl Dialler {
                 Outcome::Renewed => continue,
                 Outcome::Down { why, lasted } => {
                     let (min, max) = (shared.timing.redial_min, shared.timing.redial_max);
-                    let rejected = matches!(why, Down::Rejected(_));
+                    // Who was just let in is a member as soon as it has written that down.
+                    let rejected =
+                        matches!(why, Down::Rejected(refusal) if refusal != Refusal::NotMember);
                     backoff.pause(min, max, rejected, lasted >= STEADY_AFTER, random_u64())
                 }
             };

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -31,7 +33,7 @@ use super::peers::{Knock, KnockReply};
 /// How long a command may take until it is asked for again.
 pub(super) const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Pause before a command is asked for again that has to go through.
+/// Pause before a command is asked for again that has to go through, at most.
 const COMMAND_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long others are given to take over what this node leads, before it stops.
@@ -55,6 +57,8 @@ pub(super) struct Cluster {
     /// Something happened that should be reported, or acted on, at once.
     pub(super) evidence: Notify,
     settings: Mutex<Settings>,
+    /// It hands over what it leads, to stop or to be stopped.
+    goes: AtomicBool,
     tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -95,6 +99,7 @@ impl Cluster {
             reports: Mutex::default(),
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
+            goes: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -278,8 +283,20 @@ impl Cluster {
         up && self.seems(member.node).is_none_or(|state| state == gossip::State::Alive)
     }
 
+    /// What the topology should be told of this node, if anything.
+    fn what_to_enter(&self, topology: &Topology) -> Option<Command> {
+        // The topology may not have come yet.
+        let member = topology.members.get(&self.me)?;
+        if member.about != self.about {
+            return Some(Command::Enter { node: self.me, about: self.about.clone() });
+        }
+        let is_wrong = member.standing == Standing::Restarting && !self.goes.load(Relaxed);
+        is_wrong.then_some(Command::Stand { node: self.me, standing: Standing::Member })
+    }
+
     /// Asks others to take over what this node leads, and waits until they have.
     pub(super) async fn hand_over(&self) {
+        self.goes.store(true, Relaxed);
         let alone = self.topology_now().members.len() <= 1;
         if alone {
             return;
@@ -362,29 +379,23 @@ pub(super) fn seeds(settings: &Settings, topology: &Topology) -> Vec<String> {
     seeds.into_iter().collect()
 }
 
-/// Says that this node is there again, until the topology says so too.
+/// Says that this node is there, as it is now, whenever the topology has it otherwise: after a
+/// start, and when what its last run said before its end is decided only now.
 async fn enter(cluster: Arc<Cluster>) {
+    let mut topology = cluster.topology();
     loop {
-        let topology = cluster.topology_now();
-        let member = topology.members.get(&cluster.me);
-        let command = match member {
-            Some(member) if member.about != cluster.about => {
-                Command::Enter { node: cluster.me, about: cluster.about.clone() }
-            }
-            Some(member) if member.standing == Standing::Restarting => {
-                Command::Stand { node: cluster.me, standing: Standing::Member }
-            }
-            Some(_) => return,
-            // The topology may not have come yet.
-            None => {
-                tokio::time::sleep(COMMAND_PAUSE / 5).await;
-                continue;
+        let command = cluster.what_to_enter(&topology.borrow_and_update());
+        let Some(command) = command else {
+            match topology.changed().await {
+                Ok(()) => continue,
+                Err(_) => return,
             }
         };
         if let Err(error) = cluster.consensus.propose(command, COMMAND_PATIENCE).await {
             tracing::debug!(%error, "could not enter yet");
-            tokio::time::sleep(COMMAND_PAUSE).await;
         }
+        // The leader may know of it before this node does.
+        let _ = tokio::time::timeout(COMMAND_PAUSE, topology.changed()).await;
     }
 }
 
@@ -477,12 +488,8 @@ async fn follow_links(cluster: Arc<Cluster>) {
             }
             still.insert(*node);
             if !down.contains(node) {
-                tracing::info!("lost {}: {why}", cluster.topology_now().name(*node));
                 cluster.consensus.elect(*node);
             }
-        }
-        for node in down.difference(&still) {
-            tracing::info!("reached {} again", cluster.topology_now().name(*node));
         }
         if down != still {
             cluster.evidence.notify_waiters();

@@ -49,7 +49,8 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
     }
 }
 
-fn make_report(cluster: &Cluster) -> Report {
+/// How this node is at this moment.
+pub(super) fn make_report(cluster: &Cluster) -> Report {
     let topology = cluster.topology_now();
     let links = cluster.transport().links().borrow().clone();
     let mut offsets: Vec<i64> =

@@ -67,6 +67,11 @@ impl Node {
         }
     }
 
+    /// Whether it knows who has which shard, if only as of its last run.
+    fn knows_topology(&self) -> bool {
+        self.cluster.get().is_some_and(|cluster| cluster.topology_now().cluster.is_some())
+    }
+
     fn cluster(&self) -> Result<&Arc<Cluster>, ActionError> {
         self.cluster.get().ok_or(ActionError::Conflict(
             "the node is still starting; ask again when /ready answers 200",
@@ -172,6 +177,10 @@ impl ops::Node for Node {
         let phase = match self.coordinator.phase() {
             _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
             coordinator::Phase::Starting => ops::Phase::Starting { progress: self.progress() },
+            // Until then requests are held.
+            coordinator::Phase::Serving if !self.knows_topology() => ops::Phase::Starting {
+                progress: "waiting to be told who has which shard".to_owned(),
+            },
             coordinator::Phase::Serving => ops::Phase::Serving,
             coordinator::Phase::Draining => ops::Phase::Draining,
         };

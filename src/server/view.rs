@@ -12,6 +12,7 @@ use crate::shard::Part;
 use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
 
 use super::cluster::Cluster;
+use super::control;
 
 /// One moment of the cluster.
 pub(super) struct ClusterView<'a> {
@@ -25,7 +26,9 @@ pub(super) struct ClusterView<'a> {
 impl<'a> ClusterView<'a> {
     pub(super) fn of(cluster: &'a Cluster) -> Self {
         let topology = cluster.topology_now();
-        let sight = cluster.sight();
+        let mut sight = cluster.sight();
+        // Of itself it need not remember what it last told.
+        sight.reports.insert(cluster.me, Arc::new(control::make_report(cluster)));
         let states = controller::shard_states(&topology, &sight, &cluster.settings().controller);
         let leader = cluster.consensus().leadership().borrow().leader;
         Self { cluster, topology, sight, states, leader }

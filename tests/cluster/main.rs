@@ -8,6 +8,7 @@
 
 mod birth;
 mod failover;
+mod memory;
 mod partition;
 mod races;
 mod refusals;
