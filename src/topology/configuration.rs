@@ -92,9 +92,7 @@ impl Configuration {
 
     /// Whether `copies` of the voters of each set are such that `has` holds.
     pub fn has_quorum(&self, copies: Copies, mut has: impl FnMut(Seat) -> bool) -> bool {
-        self.sets().all(|set| {
-            set.iter().filter(|seat| has(**seat)).count() >= copies.of(set.len())
-        })
+        self.sets().all(|set| set.iter().filter(|seat| has(**seat)).count() >= copies.of(set.len()))
     }
 
     /// The highest number that `copies` of the voters of each set have reached, by what `reached`
@@ -200,9 +198,8 @@ mod tests {
 
     #[test]
     fn while_voters_change_a_quorum_is_needed_in_both_sets() {
-        let has = |nodes: &[u64], copies| {
-            joint().has_quorum(copies, |seat| nodes.contains(&seat.node.0))
-        };
+        let has =
+            |nodes: &[u64], copies| joint().has_quorum(copies, |seat| nodes.contains(&seat.node.0));
         assert!(has(&[1, 2], Copies::Majority));
         assert!(!has(&[1, 4], Copies::Majority), "of the old set only node 1");
         assert!(has(&[2, 3, 4], Copies::Majority));
