@@ -51,6 +51,9 @@ pub trait Carrier: fmt::Debug + Send + Sync + 'static {
     /// Asks a node and waits for the answer.
     fn call(&self, to: NodeId, ask: Vec<u8>, timeout: Duration) -> Call<'_>;
 
+    /// Whether no node is known to be out of touch. Asked with each read: it must cost nothing.
+    fn is_whole(&self) -> bool;
+
     /// For how long nothing was heard of a node; `None` if all is well.
     fn silent_for(&self, node: NodeId) -> Option<Duration>;
 }
@@ -64,6 +67,10 @@ impl Carrier for Nobody {
 
     fn call(&self, _: NodeId, _: Vec<u8>, _: Duration) -> Call<'_> {
         Box::pin(async { Err(CallError::NotSent) })
+    }
+
+    fn is_whole(&self) -> bool {
+        true
     }
 
     fn silent_for(&self, _: NodeId) -> Option<Duration> {

@@ -1,6 +1,7 @@
 //! The `node` commands: a node's part in its cluster, changed through the operations API.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -40,7 +41,18 @@ enum Command {
         connection: Connection,
     },
     /// Re-founds a cluster from this machine's data when most of its voters are gone for good
-    Recover,
+    ///
+    /// The node must not run. It becomes the only member; what it lacks of what others had
+    /// acknowledged is lost. Do this on one node, start it, and start others with empty
+    /// directories.
+    Recover {
+        /// The data directory of the node that goes on
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// The others are gone for good, and will not be started with the data they have
+        #[arg(long)]
+        others_are_gone: bool,
+    },
 }
 
 impl Node {
@@ -49,7 +61,7 @@ impl Node {
             Command::Drain { connection }
             | Command::Decommission { connection, .. }
             | Command::Remove { connection, .. } => Some(connection),
-            Command::Recover => None,
+            Command::Recover { .. } => None,
         }
     }
 
@@ -63,12 +75,26 @@ impl Node {
             Command::Remove { id, connection } => {
                 ask(&connection, &format!("/admin/nodes/{}/remove", escape(id.as_bytes()))).await
             }
-            Command::Recover => bail!(
-                "a node of this version stands alone, so there is no lost majority to recover \
-                 from; start it, and it finds its own data again"
+            Command::Recover { others_are_gone: false, .. } => bail!(
+                "this strikes all other nodes off; if they are gone for good, say \
+                 --others-are-gone"
             ),
+            Command::Recover { data_dir, .. } => recover(data_dir).await,
         }
     }
+}
+
+async fn recover(data_dir: PathBuf) -> anyhow::Result<Exit> {
+    // It has a runtime of its own.
+    let done = tokio::task::spawn_blocking(move || crate::server::recover(&data_dir)).await??;
+    let mut out = output();
+    writeln!(out, "{} is the only member now; start it", done.name)?;
+    if !done.struck_off.is_empty() {
+        writeln!(out, "struck off: {}", done.struck_off.join(", "))?;
+    }
+    writeln!(out, "the former topology is kept in {}", done.kept.display())?;
+    out.flush()?;
+    Ok(Exit::Done)
 }
 
 /// Asks the operations API for something, and prints its answer.

@@ -158,7 +158,7 @@ impl Coordinator {
         let shard = data.replica().placement().shard_of(prefix.as_bytes());
         let need = Need { copies: Copies::Majority, committed: false };
         let ask = Ask::Recall { key: prefix.clone(), id: id.id(), need };
-        match self.ask_primary(data, shard, &ask, false).await? {
+        match self.ask_primary(data, shard, &ask).await? {
             (Reply::Ordered(ordered, acks), _) => match ordered.verdict {
                 Verdict::Counted(count) => Ok(Some(Counted { count, acks })),
                 _ => Err(Error::IdempotencyMismatch),
@@ -178,7 +178,7 @@ impl Coordinator {
     ) -> Result<(Vec<Key>, Option<u64>), Error> {
         let prefix = prefix.to_bytes();
         let ask = Ask::Scan { shard, leading: true, from, prefix, limit: KEYS_MAX };
-        match self.ask_primary(data, shard, &ask, false).await?.0 {
+        match self.ask_primary(data, shard, &ask).await?.0 {
             Reply::Page { entries, next, .. } => {
                 Ok((entries.into_iter().map(|entry| entry.key).collect(), next))
             }

@@ -213,6 +213,7 @@ impl Coordinator {
         request: Request,
         need: Option<Need>,
     ) -> Result<(Ordered, Option<Acks>), Error> {
+        let began = self.0.began.elapsed();
         // If the primary is here, nobody need be asked who it is.
         let unsure = match data.write_here(request.clone(), need, PATIENCE).await {
             Reply::Ordered(ordered, acks) => return Ok((ordered, acks)),
@@ -222,7 +223,11 @@ impl Coordinator {
             other => return Err(data.error_of(other, false)),
         };
         let ask = Ask::Write { request, need };
-        let (reply, unsure) = self.ask_primary(data, shard, &ask, unsure).await?;
+        let mut pursuit = Pursuit::new(began, PATIENCE);
+        if unsure {
+            pursuit.heard(Heard::Deposed);
+        }
+        let (reply, unsure) = self.pursue(data, shard, &ask, pursuit).await?;
         match reply {
             Reply::Ordered(ordered, acks) => Ok((ordered, acks)),
             other => Err(data.error_of(other, unsure)),
@@ -236,12 +241,18 @@ impl Coordinator {
         data: &Data,
         shard: ShardId,
         ask: &Ask,
-        unsure: bool,
     ) -> Result<(Reply, bool), Error> {
-        let mut pursuit = Pursuit::new(self.0.began.elapsed(), PATIENCE);
-        if unsure {
-            pursuit.heard(Heard::Deposed);
-        }
+        let pursuit = Pursuit::new(self.0.began.elapsed(), PATIENCE);
+        self.pursue(data, shard, ask, pursuit).await
+    }
+
+    async fn pursue(
+        &self,
+        data: &Data,
+        shard: ShardId,
+        ask: &Ask,
+        mut pursuit: Pursuit,
+    ) -> Result<(Reply, bool), Error> {
         let mut topology = data.topology.clone();
         let mut held = None;
         loop {

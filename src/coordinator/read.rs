@@ -11,7 +11,7 @@ use crate::store::{Found, Lookup};
 use crate::topology::{Configuration, Copies, NodeId, Seat};
 use crate::wire::{self, Ask, Reply};
 
-use super::{Consistency, Coordinator, Data, Error, NO_PRIMARY, Read, primary_of};
+use super::{Consistency, Coordinator, Data, Error, NO_PRIMARY, Read};
 
 /// How long another copy may take to answer a read before the next is asked.
 const COPY_PATIENCE: Duration = Duration::from_secs(1);
@@ -81,7 +81,10 @@ impl Coordinator {
     ) -> Result<Got, Error> {
         let shard = data.replica().placement().shard_of(key);
         let near = match data.replica().get(key, Timestamp::now()) {
-            Some(seen) if seen.leads && min_version.is_none() => return Ok(seen.lookup.into()),
+            Some(seen) if seen.leads && min_version.is_none() => {
+                let stale = if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
+                return Ok(Got { lookup: seen.lookup, stale });
+            }
             Some(seen) if seen.level => Some(seen),
             own => data.peek_elsewhere(key, shard).await.or(own),
         };
@@ -111,7 +114,7 @@ impl Coordinator {
     ) -> Result<Lookup, Error> {
         let shard = data.replica().placement().shard_of(key);
         let ask = Ask::Get { key: Bytes::copy_from_slice(key), linearizable };
-        match self.ask_primary(data, shard, &ask, false).await?.0 {
+        match self.ask_primary(data, shard, &ask).await?.0 {
             Reply::Entry { entry, .. } => Ok(lookup_of(entry)),
             other => Err(data.error_of(other, false)),
         }
@@ -199,13 +202,20 @@ impl Data {
         nodes
     }
 
-    /// For how long this node has been out of touch with a shard's primary, if it is.
+    /// For how long this node has been out of touch with a shard's primary, if it is; for the
+    /// primary itself, with a majority: another may lead by now.
     fn stale(&self, shard: ShardId) -> Option<Duration> {
-        let (_, primary) = primary_of(&self.topology.borrow(), shard)?;
-        if primary.node == self.replica().me().node {
-            return None;
-        }
-        let silent = self.replication.carrier().silent_for(primary.node)?;
+        let configuration = self.topology.borrow().shard(shard).cloned()?;
+        let (me, carrier) = (self.replica().me(), self.replication.carrier());
+        let silent = if configuration.primary == me {
+            let silent = |seat: Seat| if seat == me { None } else { carrier.silent_for(seat.node) };
+            if configuration.has_quorum(Copies::Majority, |seat| silent(seat).is_none()) {
+                return None;
+            }
+            configuration.seats().into_iter().filter_map(silent).min()?
+        } else {
+            carrier.silent_for(configuration.primary.node)?
+        };
         (silent >= STALE_AFTER).then_some(silent)
     }
 }

@@ -226,6 +226,15 @@ impl Home {
         self.identity.node = Some(node);
     }
 
+    /// Gives the node another number in its cluster, durably.
+    ///
+    /// # Errors
+    /// [`Error::NotWritable`].
+    pub fn renumber(&mut self, node: u64) -> Result<(), Error> {
+        self.identity.node = Some(node);
+        self.write()
+    }
+
     /// Whether the machine has not been down since the directory was last used.
     pub fn same_boot(&self) -> bool {
         self.identity.boot_id == self.boot_id

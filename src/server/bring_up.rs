@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -33,7 +34,7 @@ use super::peers::{PeerCarrier, Peers, consensus_call};
 const MOVES_PER_NODE_MAX: usize = 2;
 
 /// Raft's log and vote, in the data directory.
-const TOPOLOGY_FILE: &str = "topology.redb";
+pub(super) const TOPOLOGY_FILE: &str = "topology.redb";
 
 /// An address to which nothing is ever sent: it is asked which of this machine's addresses leads
 /// outside (RFC 5737).
@@ -108,7 +109,8 @@ pub(super) async fn bring_up(
         Some(consensus) => consensus,
         None => part.open_consensus(me, false).await?,
     };
-    let carrier = Arc::new(PeerCarrier::new(transport.clone()));
+    let whole = Arc::new(AtomicBool::new(true));
+    let carrier = Arc::new(PeerCarrier::new(transport.clone(), whole.clone()));
     let shelf =
         Shelf { disk: Arc::new(Os), dir: config.data_dir.clone(), cluster_id: data.cluster_id };
     let replication = Replication::new(data.replica.clone(), carrier, shelf, node.metrics.clone());
@@ -123,6 +125,7 @@ pub(super) async fn bring_up(
         metrics: node.metrics.clone(),
         settings: settings(config),
         dead,
+        whole,
     });
     // Only this start sets it.
     let _ = peers.cluster.set(Arc::downgrade(&cluster));

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,8 @@ pub(super) struct Parts {
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) dead: watch::Sender<Arc<BTreeSet<NodeId>>>,
+    /// Whether no link is down.
+    pub(super) whole: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -106,7 +108,7 @@ impl Cluster {
         cluster.run(enter(cluster.clone()));
         cluster.run(follow_topology(cluster.clone()));
         cluster.run(follow_gossip(cluster.clone(), parts.dead));
-        cluster.run(follow_links(cluster.clone()));
+        cluster.run(follow_links(cluster.clone(), parts.whole));
         cluster.run(tell_newborns(cluster.clone()));
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
@@ -475,7 +477,7 @@ async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<N
 }
 
 /// Takes a broken connection for what it may mean: a leader to replace, a report to be made.
-async fn follow_links(cluster: Arc<Cluster>) {
+async fn follow_links(cluster: Arc<Cluster>, whole: Arc<AtomicBool>) {
     let mut links = cluster.transport.links();
     let mut down: BTreeSet<NodeId> = BTreeSet::new();
     loop {
@@ -494,6 +496,7 @@ async fn follow_links(cluster: Arc<Cluster>) {
         if down != still {
             cluster.evidence.notify_waiters();
         }
+        whole.store(still.is_empty(), Ordering::Relaxed);
         down = still;
         if links.changed().await.is_err() {
             return;

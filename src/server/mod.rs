@@ -14,6 +14,7 @@ mod data;
 mod newborn;
 mod node;
 mod peers;
+mod recover;
 mod upkeep;
 mod view;
 
@@ -45,6 +46,8 @@ use cluster::Cluster;
 use data::{Data, LoadProgress};
 use node::Node;
 use upkeep::Sweeper;
+
+pub use recover::{Recovered, recover};
 
 /// How much more time the service manager is asked for while the data is being loaded.
 const START_EXTENSION: Duration = Duration::from_secs(30);

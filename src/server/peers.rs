@@ -1,6 +1,7 @@
 //! What other nodes send to port 7701, handed to whom it is for; and the way back to them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -130,12 +131,14 @@ impl peer::Handler for Peers {
 pub(super) struct PeerCarrier {
     transport: Arc<Transport>,
     links: watch::Receiver<Arc<BTreeMap<NodeId, Link>>>,
+    /// Whether no link is down; kept up to date by the cluster.
+    whole: Arc<AtomicBool>,
 }
 
 impl PeerCarrier {
-    pub(super) fn new(transport: Arc<Transport>) -> Self {
+    pub(super) fn new(transport: Arc<Transport>, whole: Arc<AtomicBool>) -> Self {
         let links = transport.links();
-        Self { transport, links }
+        Self { transport, links, whole }
     }
 }
 
@@ -154,6 +157,10 @@ impl Carrier for PeerCarrier {
                 peer::CallError::Lost | peer::CallError::TimedOut => CallError::Lost,
             })
         })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 
     fn silent_for(&self, node: NodeId) -> Option<Duration> {

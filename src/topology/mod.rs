@@ -103,6 +103,11 @@ pub struct Topology {
 }
 
 impl Topology {
+    /// The number that the next new member gets: no node has had it.
+    pub fn next_node(&self) -> NodeId {
+        NodeId(self.next_node)
+    }
+
     /// The configuration of a shard; `None` before the founding, or beyond the last shard.
     pub fn shard(&self, shard: ShardId) -> Option<&Arc<Configuration>> {
         self.shards.get(usize::from(shard.0))

@@ -178,8 +178,13 @@ fn a_directory_that_holds_no_node_has_no_log_to_look_at() {
 }
 
 #[test]
-fn recovery_says_why_there_is_nothing_to_recover() {
-    let outcome = aegiskv(&["node", "recover"]).run();
+fn recovery_asks_whether_it_is_meant_and_says_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let outcome = aegiskv(&["node", "recover", "--data-dir", path]).run();
     assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("stands alone"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--others-are-gone"), "{}", outcome.stderr);
+    let outcome = aegiskv(&["node", "recover", "--data-dir", path, "--others-are-gone"]).run();
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("no identity.json"), "{}", outcome.stderr);
 }
