@@ -32,6 +32,8 @@ pub enum Kind {
     Knock = 4,
     /// One way, to whoever leads the topology: how a node's shards and links stand.
     Report = 5,
+    /// One way, to primaries: a node's memory is short by so many bytes (`u64`).
+    Pressure = 6,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             3 => Self::Consensus,
             4 => Self::Knock,
             5 => Self::Report,
+            6 => Self::Pressure,
             _ => return None,
         })
     }

@@ -82,7 +82,8 @@ impl Coordinator {
         let shard = data.replica().placement().shard_of(key);
         let near = match data.replica().get(key, Timestamp::now()) {
             Some(seen) if seen.leads && min_version.is_none() => {
-                let stale = if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
+                let stale =
+                    if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
                 return Ok(Got { lookup: seen.lookup, stale });
             }
             Some(seen) if seen.level => Some(seen),

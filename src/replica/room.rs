@@ -73,6 +73,15 @@ impl Replica {
         self.evict_while(bytes, now, Budget::over_watermark, work)
     }
 
+    /// Evicts for another node, which holds copies of what this one leads: until `bytes` came free
+    /// here, and so there, or once around the shards. Returns the bytes that came free.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn relieve(&self, bytes: u64, now: Timestamp, work: &mut Work) -> Result<u64, wal::Error> {
+        self.evict_while(bytes, now, |_| true, work)
+    }
+
     /// Makes room below the hard limit for `bytes` more.
     pub(super) fn make_room(
         &self,

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -29,6 +29,7 @@ use crate::wire::{self, Kind};
 
 use super::control;
 use super::peers::{Knock, KnockReply};
+use super::pressure;
 
 /// How long a command may take until it is asked for again.
 pub(super) const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
@@ -112,6 +113,7 @@ impl Cluster {
         cluster.run(tell_newborns(cluster.clone()));
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
+        cluster.run(pressure::press(cluster.clone()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.

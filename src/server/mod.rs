@@ -14,6 +14,7 @@ mod data;
 mod newborn;
 mod node;
 mod peers;
+mod pressure;
 mod recover;
 mod upkeep;
 mod view;
@@ -180,7 +181,7 @@ async fn serve_data(
     signals: &mut Signals,
     api: (oneshot::Sender<Instant>, JoinHandle<usize>),
 ) -> anyhow::Result<()> {
-    let sweeper = Arc::new(Sweeper::start(cluster.replication().clone())?);
+    let sweeper = Arc::new(Sweeper::start(cluster.clone())?);
     let watchdog = node.notifier.watchdog();
     let watchdog = watchdog.map(|dog| tokio::spawn(upkeep::feed(dog, sweeper.clone())));
     let snapshots = tokio::spawn(data::snapshot_when_due(data.clone()));

@@ -20,6 +20,7 @@ use crate::wire::{self, Kind};
 
 use super::cluster;
 use super::newborn::Nursery;
+use super::pressure;
 
 /// A node that is no member's peer counts as silent for so long.
 const NEVER_HEARD: Duration = Duration::from_secs(3600);
@@ -99,6 +100,7 @@ impl peer::Handler for Peers {
                     Err(error) => tracing::debug!(from = from.name, %error, "message dropped"),
                 },
                 Some(Kind::Report) => cluster.reported(from, &body),
+                Some(Kind::Pressure) if from.is_member() => pressure::relieve(&cluster, &body),
                 _ => tracing::debug!(from = from.name, kind, "an unknown kind of message"),
             }
         }

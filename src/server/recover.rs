@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use crate::consensus::{self, Consensus};
 use crate::disk::Os;
 use crate::disk::home::{self, Home};
-use crate::topology::{Change, Command, Configuration, Member, NodeId, Outcome, Seat, Topology};
 use crate::entry::ShardId;
+use crate::topology::{Change, Command, Configuration, Member, NodeId, Outcome, Seat, Topology};
 
 use super::bring_up::TOPOLOGY_FILE;
 

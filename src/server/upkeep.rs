@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use crate::entry::Timestamp;
 use crate::process::Watchdog;
 use crate::replica::{Sweep, Work};
-use crate::replication::Replication;
 use crate::store::EvictionPolicy;
 use crate::wal;
+
+use super::cluster::Cluster;
+use super::pressure;
 
 /// Pause between two turns of the sweeper.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
@@ -37,7 +39,7 @@ impl Sweeper {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub(super) fn start(replication: Arc<Replication>) -> std::io::Result<Self> {
+    pub(super) fn start(cluster: Arc<Cluster>) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Handle::current();
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicU64::new(0));
@@ -48,7 +50,7 @@ impl Sweeper {
             let _runtime = runtime.enter();
             while !stopped.load(Ordering::Relaxed) {
                 // A log that has failed stops the whole node; nothing is left to do here.
-                let Ok(expired) = sweep_for(&replication, &mut sweep, turn) else { return };
+                let Ok(expired) = sweep_for(&cluster, &mut sweep, turn) else { return };
                 turn = if expired < SWEEP_BUSY { SWEEP_TURN } else { SWEEP_TURN_BUSY };
                 counted.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(SWEEP_PAUSE);
@@ -75,15 +77,12 @@ impl Drop for Sweeper {
 }
 
 /// Sweeps for `turn`, or once around; answers how many entries had expired.
-fn sweep_for(
-    replication: &Arc<Replication>,
-    sweep: &mut Sweep,
-    turn: Duration,
-) -> Result<usize, wal::Error> {
+fn sweep_for(cluster: &Cluster, sweep: &mut Sweep, turn: Duration) -> Result<usize, wal::Error> {
     let began = Instant::now();
+    let replication = cluster.replication();
     let replica = replication.replica();
     let mut expired = 0;
-    let excess = replica.budget().excess();
+    let excess = pressure::own_part(cluster, replica.budget().excess());
     if excess > 0 && replica.budget().policy() == EvictionPolicy::S3Fifo {
         // Also where writes alone would not make room: after a start, and for what others order.
         let mut work = Work::default();

@@ -244,3 +244,160 @@ fn follows(records: &[Arc<Record>], from: Position, to: Position) -> bool {
     }
     at == to
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::ShardId;
+    use crate::shard::{Condition, Envelope, Need, Operation, Part, Request, Setting, Ttl};
+    use crate::store::{Budget, Config, HashKeys};
+    use crate::topology::{Configuration, Copies, NodeId};
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000);
+    const SHARD: ShardId = ShardId(0);
+
+    fn seat(node: u64) -> Seat {
+        Seat { node: NodeId(node), life: 1 }
+    }
+
+    fn copy(node: u64, ring_bytes_max: usize) -> Shard {
+        let setting = Setting {
+            me: seat(node),
+            region: 0,
+            budget: Arc::new(Budget::new(&Config::default())),
+            keys: HashKeys::seeded(node),
+            source: node,
+            ring_bytes_max,
+        };
+        Shard::new(SHARD, Arc::new(setting))
+    }
+
+    fn configuration(epoch: u32, primary: u64) -> Arc<Configuration> {
+        let voters = vec![seat(1), seat(2)];
+        Arc::new(Configuration { voters, ..Configuration::alone(epoch, seat(primary)) })
+    }
+
+    fn put(shard: &mut Shard, key: &'static str, counter: u64, out: &mut Outputs) {
+        let request = Request {
+            key: Key::new(key.as_bytes(), 9).expect("short"),
+            operation: Operation::Put {
+                value: "v".into(),
+                content_type: bytes::Bytes::new(),
+                ttl: Ttl::Unlimited,
+            },
+            condition: Condition::Always,
+            id: crate::entry::RequestId::Counted { incarnation: 1, counter, waits_from: 0 },
+        };
+        let need = Need { copies: Copies::Count(1), committed: false };
+        shard.write(request, Some((counter, need)), NOW, out).expect("it leads");
+    }
+
+    /// Carries messages to and fro until there are none, all that is logged settled at once.
+    fn pump(copies: &mut [&mut Shard], mut out: Outputs) {
+        for _ in 0..1000 {
+            let envelopes: Vec<Envelope> = out.messages.drain(..).collect();
+            out.log.clear();
+            for shard in copies.iter_mut() {
+                shard.settled(shard.to_settle(), NOW, &mut out);
+            }
+            for envelope in envelopes {
+                for shard in copies.iter_mut().filter(|s| s.setting.me == envelope.to) {
+                    shard.receive(envelope.clone(), NOW, &mut out);
+                    shard.settled(shard.to_settle(), NOW, &mut out);
+                }
+            }
+            for event in std::mem::take(&mut out.events) {
+                if let crate::shard::Event::Copied(staged) = event {
+                    let taker = copies.iter_mut().find(|s| s.is_copying()).expect("it copies");
+                    assert!(taker.adopt(*staged, NOW, &mut out));
+                }
+            }
+            for shard in copies.iter_mut().filter(|s| s.wants_copy()) {
+                shard.begin_copy(7, &mut out);
+            }
+            if out.messages.is_empty() && out.log.is_empty() {
+                return;
+            }
+        }
+        panic!("they never come to an end");
+    }
+
+    fn configure(copies: &mut [&mut Shard], configuration: &Arc<Configuration>) {
+        let mut out = Outputs::default();
+        for shard in copies.iter_mut() {
+            shard.configure(configuration.clone(), NOW, &mut out);
+        }
+        pump(copies, out);
+    }
+
+    fn equal(a: &Shard, b: &Shard) {
+        assert_eq!((a.last(), a.table().content_hash()), (b.last(), b.table().content_hash()));
+    }
+
+    #[test]
+    fn a_follower_takes_what_the_primary_orders_and_is_level() {
+        let (mut a, mut b) = (copy(1, 1 << 20), copy(2, 1 << 20));
+        configure(&mut [&mut a, &mut b], &configuration(1, 1));
+        assert_eq!((a.part(), b.part()), (Part::Active, Part::Follower));
+        let mut out = Outputs::default();
+        (1..=5).for_each(|n| put(&mut a, "k", n, &mut out));
+        pump(&mut [&mut a, &mut b], out);
+        equal(&a, &b);
+        assert!(b.is_level() && b.is_readable());
+        assert_eq!(a.committed(), 6);
+    }
+
+    #[test]
+    fn a_copy_that_is_far_behind_is_no_level_one_until_it_has_been_copied() {
+        let (mut a, mut b) = (copy(1, 1), copy(2, 1));
+        let mut out = Outputs::default();
+        a.configure(Arc::new(Configuration::alone(1, seat(1))), NOW, &mut out);
+        pump(&mut [&mut a], out);
+        let mut out = Outputs::default();
+        (1..=5).for_each(|n| put(&mut a, "k", n, &mut out));
+        pump(&mut [&mut a], out);
+        let learns = Configuration { learners: vec![seat(2)], ..Configuration::alone(2, seat(1)) };
+        let mut out = Outputs::default();
+        b.configure(Arc::new(learns.clone()), NOW, &mut out);
+        assert!(!b.is_level() && !b.is_readable());
+        configure(&mut [&mut a, &mut b], &Arc::new(learns));
+        let out = ticks(&mut a);
+        pump(&mut [&mut a, &mut b], out);
+        equal(&a, &b);
+        assert_eq!(a.acknowledged(), [(seat(2), 7)]);
+    }
+
+    #[test]
+    fn what_a_deposed_primary_ordered_alone_is_given_up_with_its_request_ids() {
+        let (mut a, mut b) = (copy(1, 1 << 20), copy(2, 1 << 20));
+        configure(&mut [&mut a, &mut b], &configuration(1, 1));
+        let mut lost = Outputs::default();
+        put(&mut a, "lost", 1, &mut lost);
+        // With node 3 as the second vote, node 2 takes over without having heard of it.
+        let voters = vec![seat(2), seat(3)];
+        let next = Arc::new(Configuration {
+            voters,
+            learners: vec![seat(1)],
+            ..Configuration::alone(2, seat(2))
+        });
+        let mut c = copy(3, 1 << 20);
+        configure(&mut [&mut b, &mut c], &next);
+        let mut out = Outputs::default();
+        put(&mut b, "kept", 2, &mut out);
+        pump(&mut [&mut b, &mut c], out);
+        configure(&mut [&mut a, &mut b, &mut c], &next);
+        let out = ticks(&mut b);
+        pump(&mut [&mut a, &mut b, &mut c], out);
+        equal(&a, &b);
+        assert!(a.table().peek(b"lost", NOW).found().is_none());
+        let id = crate::entry::RequestId::Counted { incarnation: 1, counter: 1, waits_from: 0 };
+        assert_eq!(a.log.recall(id, NOW), crate::shard::Recall::New);
+    }
+
+    /// What a primary says after a while without answers.
+    fn ticks(shard: &mut Shard) -> Outputs {
+        let mut out = Outputs::default();
+        (0..8).for_each(|_| shard.tick(NOW, &mut out));
+        out
+    }
+}

@@ -28,6 +28,9 @@ const CALM_FACTOR: u32 = 2;
 /// or at this much more: on a machine that does other things too, a few milliseconds mean nothing.
 const CALM_SLACK: Duration = Duration::from_millis(40);
 
+/// What a planned hand-over may add to the latency.
+const HAND_OVER_P99: Duration = Duration::from_millis(50);
+
 /// Longest wait for a node that stops in order.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -158,6 +161,17 @@ async fn a_rolling_restart_under_load_fails_nobody() {
     record.assert_nothing_lost(&cluster).await;
     record.assert_only_in_flight_failed();
     assert_in_time(&record, KILLED_BUDGET);
+    let normal = record.p99(Duration::from_secs(1), BASELINE);
+    for stop in &record.disturbances {
+        // From the signal to the end of the process.
+        let p99 = record.p99(stop.at, stop.told);
+        println!(
+            "node{} handed over, p99 {p99:?}, within {:?}",
+            stop.node + 1,
+            stop.told - stop.at
+        );
+        assert!(p99 <= HAND_OVER_P99 + normal, "node{}: p99 {p99:?}", stop.node + 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

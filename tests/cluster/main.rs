@@ -7,8 +7,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod birth;
+mod eviction;
 mod failover;
 mod memory;
+mod moves;
 mod partition;
 mod races;
 mod refusals;

@@ -113,3 +113,34 @@ async fn a_node_stops_in_time_also_when_no_majority_is_left() {
         assert_eq!(cluster.get(n % 3, &format!("k{n}")).await, Some(format!("v{n}")));
     }
 }
+
+/// A bit of a record in the middle of a node's log turns over while the node is down.
+fn damage(node: &Node) {
+    let wal = node.data().join("wal");
+    let mut segments: Vec<_> =
+        std::fs::read_dir(wal).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|e| e == "wal"));
+    segments.sort();
+    let path = &segments[0];
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(10).position(|w| w == b"damaged-it").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_is_damaged_learns_from_others() {
+    let mut cluster = Cluster::start(3, json!({})).await;
+    assert_eq!(cluster.put(0, "in-the-middle", "damaged-it").await.status(), 201);
+    fill(&cluster, 200).await;
+    cluster.wait_level(PATIENCE).await;
+    cluster.nodes[1].kill();
+    damage(&cluster.nodes[1]);
+    cluster.restart(1).await;
+    cluster.wait_healthy(PATIENCE).await;
+    cluster.wait_equal(PATIENCE).await;
+    for n in 0..200 {
+        assert_eq!(cluster.get(1, &format!("k{n}")).await, Some(format!("v{n}")));
+    }
+    assert_eq!(cluster.get(1, "in-the-middle").await.as_deref(), Some("damaged-it"));
+}

@@ -97,6 +97,8 @@ impl Node {
         };
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
+        // What is said to the tests is no setting of a node's.
+        command.env_remove("AEGIS_RACE_ROUNDS");
         self.child = Some(command.spawn().unwrap());
     }
 

@@ -1,0 +1,80 @@
+//! Copies that move: away from a node that is to leave, to another when one is gone for good, and
+//! in one piece when little would not do.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, Load, PATIENCE, eventually};
+
+fn quick() -> Value {
+    json!({ "gossip_interval": "200ms" })
+}
+
+/// Three that are well, and a fourth that has joined them.
+async fn four(settings: &Value) -> Cluster {
+    let mut cluster = Cluster::start(3, settings.clone()).await;
+    let mut settings = settings.clone();
+    settings["addrs"] = json!([cluster.nodes[0].peer_addr()]);
+    let fourth = cluster.add("node4", &settings);
+    cluster.restart(fourth).await;
+    cluster.wait_healthy(PATIENCE).await;
+    cluster
+}
+
+/// Waits until a member has no copy any more.
+async fn wait_empty(cluster: &Cluster, asked: usize, name: &str) {
+    eventually(&format!("{name} has no copies"), PATIENCE, async || {
+        let shards = cluster.shards(asked).await?;
+        let named = |seats: &[String]| seats.iter().any(|seat| seat == name);
+        let left = shards.iter().filter(|s| named(&s.voters) || named(&s.learners)).count();
+        if left == 0 { Ok(()) } else { Err(format!("{left} shards")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_to_leave_is_emptied_and_removed_and_clients_notice_nothing() {
+    let mut cluster = four(&quick()).await;
+    let load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let call = |path: &str| cluster.http.post(cluster.nodes[0].ops_url(path)).send();
+    let refused = call("/admin/nodes/node3/remove").await.unwrap();
+    assert_eq!(refused.status(), 409, "a living member is not removed just so");
+    let answer = call("/admin/nodes/node3/decommission").await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    wait_empty(&cluster, 0, "node3").await;
+    let record = load.stop().await;
+    record.assert_only_in_flight_failed();
+    let answer = cluster.http.post(cluster.nodes[0].ops_url("/admin/nodes/node3/remove"));
+    let answer = answer.send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    cluster.nodes[2].stop(PATIENCE).await;
+    cluster.nodes.remove(2);
+    cluster.wait_healthy(PATIENCE).await;
+    cluster.wait_equal(PATIENCE).await;
+    record.assert_nothing_lost(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_places_of_a_node_that_is_gone_for_good_go_to_another() {
+    let mut settings = quick();
+    settings["rebalance_delay"] = json!("2s");
+    let mut cluster = four(&settings).await;
+    let mut load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.disturb(1, || cluster.nodes[1].kill());
+    wait_empty(&cluster, 0, "node2").await;
+    let record = load.stop().await;
+    record.assert_only_in_flight_failed();
+    for shard in cluster.shards(0).await.unwrap() {
+        assert_eq!(shard.voters.len(), 3, "{shard:?}");
+    }
+    let answer = cluster.http.post(cluster.nodes[0].ops_url("/admin/nodes/node2/remove"));
+    let answer = answer.send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    cluster.nodes.remove(1);
+    cluster.wait_healthy(PATIENCE).await;
+    cluster.wait_equal(PATIENCE).await;
+    record.assert_nothing_lost(&cluster).await;
+}
