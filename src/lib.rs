@@ -1,17 +1,26 @@
 //! AegisKV, from the ground up. A module uses only the modules declared above it.
 //!
 //! **A PUT.** [`api`] reads key, value and header fields from the connection and asks the
-//! [`coordinator`], which gives the request its id and hands it to the [`replica`]. There, under
-//! the lock of the key's shard, [`shard`] judges the condition and puts a record into the shard's
-//! log; [`wal`] takes the record into its buffer and [`store`] applies it to the shard's table.
-//! Back outside the lock the coordinator waits until the WAL is settled as its mode promises, and
-//! [`api`] answers.
+//! [`coordinator`], which gives the request its id and takes it to the primary that the
+//! [`topology`] names for the key's shard: here, or over [`peer`] on another node. There, in
+//! [`replica`] and under the lock of the shard, [`shard`] judges the condition and puts a record
+//! into the shard's log; [`wal`] takes the record into its buffer and [`store`] applies it to the
+//! shard's table. Outside the lock [`replication`] sends the record to the shard's other copies and
+//! settles the WAL as its mode promises. The others do the same, and acknowledge; when as many have
+//! it as the request needs, the primary answers, and so does [`api`].
 //!
 //! **A GET.** [`api`] → [`coordinator`] → [`replica`] → [`store`] → a handle to the entry; its
-//! bytes go to the socket uncopied, without a task switch or a lock held across an await.
+//! bytes go to the socket uncopied, without a task switch or a lock held across an await. What this
+//! node's copy does not have is asked of the primary.
 //!
-//! **A start.** [`server`] opens the data directory ([`disk`]), loads the newest [`snapshot`] and
-//! replays the [`wal`] behind it, and only then lets the coordinator serve.
+//! **A start.** [`server`] opens the data directory ([`disk`]). A new one goes through [`birth`]:
+//! it founds a cluster, or joins one. Then [`server`] loads the newest [`snapshot`] and replays the
+//! [`wal`] behind it, connects to the other members, and lets the coordinator serve.
+//!
+//! **A failure.** [`peer`] notices a broken connection, [`gossip`] a silence; [`consensus`] elects
+//! another leader if that is gone; the [`controller`] beside it names other primaries, each in a
+//! new epoch. A new primary collects the fences of a majority, takes over the log that goes
+//! furthest, and orders on from there.
 
 // What is kept, and what changes it.
 pub mod entry;
