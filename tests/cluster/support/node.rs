@@ -98,7 +98,9 @@ impl Node {
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
         // What is said to the tests is no setting of a node's.
-        command.env_remove("AEGIS_RACE_ROUNDS");
+        for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
+            command.env_remove(told);
+        }
         self.child = Some(command.spawn().unwrap());
     }
 
