@@ -44,6 +44,8 @@ impl Node {
             "health_addr": at(OPS_PORT),
             "data_dir": dir.join("data"),
             "max_memory_mb": 64,
+            // A debug build takes seconds to read a large file to its end.
+            "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
         Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
