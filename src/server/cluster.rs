@@ -301,15 +301,19 @@ impl Cluster {
     /// Asks others to take over what this node leads, and waits until they have.
     pub(super) async fn hand_over(&self) {
         self.goes.store(true, Relaxed);
-        let alone = self.topology_now().members.len() <= 1;
-        if alone {
+        let topology = self.topology_now();
+        let Some(member) = topology.members.get(&self.me) else { return };
+        if topology.members.len() <= 1 {
             return;
         }
-        let standing = Standing::Restarting;
-        let command = Command::Stand { node: self.me, standing };
-        if let Err(error) = self.consensus.propose(command, COMMAND_PATIENCE).await {
-            tracing::warn!(%error, "the others could not be told that this node stops");
-            return;
+        // Who is to leave for good hands over already, and is still to leave after a restart.
+        if member.standing != Standing::Decommissioning {
+            let standing = Standing::Restarting;
+            let command = Command::Stand { node: self.me, standing };
+            if let Err(error) = self.consensus.propose(command, COMMAND_PATIENCE).await {
+                tracing::warn!(%error, "the others could not be told that this node stops");
+                return;
+            }
         }
         let mut topology = self.topology();
         let leads_none = |topology: &Arc<Topology>| {

@@ -137,6 +137,34 @@ async fn a_wiped_node_is_filled_again_under_load() {
     }
 }
 
+/// After orderly restarts nobody has records in memory that a newcomer could be brought level with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_is_given_whole_copies_where_no_recent_records_would_do() {
+    let mut cluster = Cluster::start(3, json!({})).await;
+    fill(&cluster, 1000).await;
+    for node in 0..3 {
+        cluster.nodes[node].stop(PATIENCE).await;
+        cluster.restart(node).await;
+        cluster.wait_healthy(PATIENCE).await;
+    }
+    let mut load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for node in [1, 2, 0] {
+        load.disturb(node, || cluster.nodes[node].kill());
+        cluster.nodes[node].wipe();
+        cluster.restart(node).await;
+        cluster.wait_healthy(PATIENCE).await;
+        load.is_over(node);
+    }
+    let record = load.stop().await;
+    cluster.wait_equal(PATIENCE).await;
+    record.assert_nothing_lost(&cluster).await;
+    record.assert_only_in_flight_failed();
+    for n in 0..1000 {
+        assert_eq!(cluster.get(n % 3, &format!("k{n}")).await, Some(format!("v{n}")));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lone_node_grows_to_three_with_its_data_and_clients_notice_nothing() {
     let mut cluster = Cluster::lay_out(1, quick()).await;

@@ -223,16 +223,20 @@ async fn a_killed_node_catches_up_with_what_it_missed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_all_were_killed_everything_acknowledged_is_there_again() {
-    let mut cluster = Cluster::start(3, json!({})).await;
-    let load = Load::start(&cluster).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let record = load.stop().await;
-    cluster.nodes.iter_mut().for_each(crate::support::Node::kill);
-    cluster.nodes.iter_mut().for_each(crate::support::Node::spawn);
-    cluster.wait_ready().await;
-    cluster.wait_healthy(PATIENCE).await;
-    cluster.wait_equal(PATIENCE).await;
-    record.assert_nothing_lost(&cluster).await;
+    for wal_mode in ["async", "sync"] {
+        let mut cluster = Cluster::start(3, json!({ "wal_mode": wal_mode })).await;
+        let load = Load::start(&cluster).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let record = load.stop().await;
+        cluster.nodes.iter_mut().for_each(crate::support::Node::kill);
+        cluster.nodes.iter_mut().for_each(crate::support::Node::spawn);
+        let began = Instant::now();
+        cluster.wait_ready().await;
+        cluster.wait_healthy(PATIENCE).await;
+        println!("{wal_mode}: healthy again {:?} after the start", began.elapsed());
+        cluster.wait_equal(PATIENCE).await;
+        record.assert_nothing_lost(&cluster).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

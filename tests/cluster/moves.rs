@@ -36,7 +36,7 @@ async fn wait_empty(cluster: &Cluster, asked: usize, name: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_to_leave_is_emptied_and_removed_and_clients_notice_nothing() {
     let mut cluster = four(&quick()).await;
-    let load = Load::start(&cluster).await;
+    let mut load = Load::start(&cluster).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let call = |path: &str| cluster.http.post(cluster.nodes[0].ops_url(path)).send();
     let refused = call("/admin/nodes/node3/remove").await.unwrap();
@@ -44,6 +44,16 @@ async fn a_node_that_is_to_leave_is_emptied_and_removed_and_clients_notice_nothi
     let answer = call("/admin/nodes/node3/decommission").await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     wait_empty(&cluster, 0, "node3").await;
+    // A restart does not make it stay.
+    load.disturbance_begins(2);
+    cluster.nodes[2].stop(PATIENCE).await;
+    load.clients_are_told(2);
+    cluster.restart(2).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let view = cluster.ops(0, "/cluster").await.unwrap();
+    let mut members = view["members"].as_array().unwrap().iter();
+    let leaving = members.find(|member| member["node_id"] == "node3").unwrap();
+    assert_eq!((&leaving["status"], &leaving["shards"]), (&json!("leaving"), &json!(0)));
     let record = load.stop().await;
     record.assert_only_in_flight_failed();
     let answer = cluster.http.post(cluster.nodes[0].ops_url("/admin/nodes/node3/remove"));

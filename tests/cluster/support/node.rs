@@ -44,6 +44,8 @@ impl Node {
             "health_addr": at(OPS_PORT),
             "data_dir": dir.join("data"),
             "max_memory_mb": 64,
+            // A debug build takes seconds to read a large file to its end.
+            "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
         Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
@@ -98,7 +100,9 @@ impl Node {
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
         // What is said to the tests is no setting of a node's.
-        command.env_remove("AEGIS_RACE_ROUNDS");
+        for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
+            command.env_remove(told);
+        }
         self.child = Some(command.spawn().unwrap());
     }
 

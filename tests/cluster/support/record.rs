@@ -70,10 +70,15 @@ impl Record {
         self.wrong.extend(other.wrong);
     }
 
+    /// No answer was one that cannot be right.
+    pub(crate) fn assert_right(&self) {
+        assert!(self.wrong.is_empty(), "wrong answers: {:#?}", first_few(&self.wrong));
+    }
+
     /// Nothing but what was in flight on a disturbed node failed, and nothing failed twice.
     pub(crate) fn assert_only_in_flight_failed(&self) {
         assert!(self.ops.len() > 100, "only {} operations: no load", self.ops.len());
-        assert!(self.wrong.is_empty(), "wrong answers: {:#?}", first_few(&self.wrong));
+        self.assert_right();
         let twice: Vec<_> = self.ops.iter().filter(|op| op.failure.is_some()).collect();
         assert!(twice.is_empty(), "{} failed twice: {:#?}", twice.len(), first_few(&twice));
         let is_excused = |op: &Op| {
