@@ -345,10 +345,6 @@ impl World {
             return;
         }
         self.after(delay, Event::Ask { to, asker, operation, attempt });
-        if to != asker && self.dice.chance(self.plan.doubled) {
-            let delay = self.delay();
-            self.after(delay, Event::Ask { to, asker, operation, attempt });
-        }
     }
 
     pub(crate) fn send_reply(

@@ -651,7 +651,6 @@ impl World {
         if self.machines[machine].process.is_some() || self.machines[machine].starts_at > self.now {
             return;
         }
-        let before = self.machines[machine].seat;
         if self.machines[machine].start(&self.plan.setup, &mut self.dice).is_err() {
             // The disk refuses; without its faults it will not.
             self.machines[machine].kill();
@@ -659,9 +658,7 @@ impl World {
         }
         let seat = self.machines[machine].seat;
         self.say(|| format!("machine {machine} is up as {seat:?}"));
-        if seat != before {
-            self.oracle.enters(machine, seat);
-        }
+        self.oracle.enters(machine, seat);
         let run = self.machines[machine].run;
         let delay = self.dice.within(0..=self.plan.tick);
         self.after(delay, Event::Tick { machine, run });
