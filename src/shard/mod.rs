@@ -515,8 +515,11 @@ impl Shard {
         };
         let me = self.setting.me;
         let own = self.last();
-        let own_stands = self.settled.fence >= configuration.epoch;
-        let has = |seat| if seat == me { own_stands } else { fenced.contains_key(&seat) };
+        // Its own fence, whoever else's stand: it must never lead this epoch a second time.
+        if self.settled.fence < configuration.epoch {
+            return;
+        }
+        let has = |seat| seat == me || fenced.contains_key(&seat);
         if !configuration.has_quorum(Copies::Majority, has) && !mutated!(FencesUncollected) {
             return;
         }
