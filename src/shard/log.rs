@@ -124,10 +124,16 @@ impl Log {
         self.requests = Requests::default();
     }
 
-    /// Cuts every tie with other logs of the shard: whoever follows from here on needs a copy.
-    pub(super) fn start_anew(&mut self) {
+    /// Cuts every tie with other logs of the shard: whoever follows from here on needs a copy. A log
+    /// that holds anything goes on from a position that no other has: where it ended it may lack
+    /// records that others hold up to the same number.
+    pub(super) fn start_anew(&mut self, epoch: u32) {
         let last = self.last();
-        self.history.start_at(last);
+        let anew = match last == Position::default() {
+            true => last,
+            false => Position { epoch, seq: last.seq + 1 },
+        };
+        self.history.start_at(anew);
         self.ring.clear();
     }
 }

@@ -319,9 +319,11 @@ impl Shard {
         let me = self.setting.me;
         let mine = configuration.primary == me;
         if configuration.seat_of(me.node).is_none() {
+            self.fetch = None;
             self.drop_data(out);
         }
-        let unclean = configuration.unclean && mine;
+        // Once: told of it again after a restart, the log has begun anew already.
+        let unclean = configuration.unclean && mine && self.last().epoch < epoch;
         self.configuration = Some(configuration);
         if unclean {
             let ahead = Timestamp(now.0 + VERSION_LEAP_MILLIS);
@@ -459,7 +461,7 @@ impl Shard {
     /// From here on this copy vouches for its log, and ties it to no other.
     fn vouch(&mut self, out: &mut Outputs) {
         self.vouched = self.setting.me.life;
-        self.log.start_anew();
+        self.log.start_anew(self.fence);
         out.log.push(Logged::Frame(Frame::Vouch { shard: self.id, life: self.vouched }));
     }
 
