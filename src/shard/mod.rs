@@ -229,6 +229,11 @@ impl Shard {
         self.log.clock.highest()
     }
 
+    /// The highest version in its log, as far as known: zero if it is not.
+    pub fn applied_version(&self) -> Version {
+        self.log.applied()
+    }
+
     /// Its table.
     pub fn table(&self) -> &Table {
         &self.table
