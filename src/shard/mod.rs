@@ -287,7 +287,9 @@ impl Shard {
     pub fn settled(&mut self, settled: Settled, now: Timestamp, out: &mut Outputs) {
         self.settled.fence = self.settled.fence.max(settled.fence);
         // What was given up since is no more; the settling of what came instead will be told too.
-        if self.log.history.contains(settled.last) {
+        // Those who waited are told in any order.
+        let holds = |position| self.log.history.contains(position);
+        if holds(settled.last) && (settled.last > self.settled.last || !holds(self.settled.last)) {
             self.settled.last = settled.last;
         }
         match &mut self.role {
