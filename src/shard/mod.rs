@@ -224,7 +224,7 @@ impl Shard {
         self.fence
     }
 
-    /// The highest version in its log.
+    /// The highest version it has seen: later ones will lie above it.
     pub fn highest_version(&self) -> Version {
         self.log.clock.highest()
     }
@@ -451,9 +451,7 @@ impl Shard {
     fn raise(&mut self, epoch: u32, out: &mut Outputs) {
         if epoch > self.fence {
             self.fence = epoch;
-            if mutated!(FenceForgotten) {
-                return;
-            }
+            let epoch = if mutated!(FenceForgotten) { 0 } else { epoch };
             out.log.push(Logged::Frame(Frame::Fence { shard: self.id, epoch }));
         }
     }
