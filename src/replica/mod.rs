@@ -187,7 +187,7 @@ impl Replica {
         slot.shard.is_readable().then(|| Seen {
             lookup: slot.shard.get(key, now),
             position: slot.shard.last(),
-            highest: slot.shard.highest_version(),
+            highest: slot.shard.applied_version(),
             leads: slot.shard.is_active(),
             level: slot.shard.is_level(),
         })

@@ -164,7 +164,12 @@ impl Replica {
         let file = CopyFile { shard, session: staged.session };
         let keeps = self.wal.mode() != wal::Mode::Off;
         if keeps {
-            self.write_copy(&staged, disk.clone(), &file.path_in(dir), shard, cluster_id)?;
+            let path = file.path_in(dir);
+            if let Err(error) = self.write_copy(&staged, disk.clone(), &path, shard, cluster_id) {
+                // Begun again at the next tick that finds a place free.
+                self.copies.of(shard).shard.copy_failed(staged.session);
+                return Err(error.into());
+            }
             // Known before the log names it: a snapshot that comes in between must not miss it.
             self.adopted.lock().push(file);
         }

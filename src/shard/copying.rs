@@ -143,6 +143,15 @@ impl Shard {
         true
     }
 
+    /// A complete copy could not be made durable: it is wanted again.
+    pub fn copy_failed(&mut self, session: u64) {
+        if let Some(Fetch::Complete { from, session: failed }) = self.fetch
+            && failed == session
+        {
+            self.fetch = Some(Fetch::Wanted(from));
+        }
+    }
+
     pub(super) fn want_copy(&mut self, from: Seat) {
         let expected = match self.role {
             Role::Taking { from: source, .. } => source == from,

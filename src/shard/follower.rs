@@ -154,7 +154,8 @@ impl Shard {
             Role::Follower => true,
             _ => false,
         };
-        if !expected || self.is_copying() || history.last() < last || !self.vouches() {
+        let is_old = history.last() < last && !mutated!(DivergenceOfYesterday);
+        if !expected || self.is_copying() || is_old || !self.vouches() {
             return;
         }
         // Compared anew: the log may have changed since it was asked about.

@@ -20,6 +20,8 @@ pub(super) struct Log {
     pub(super) ring: Ring,
     pub(super) clock: Clock,
     pub(super) requests: Requests,
+    /// The last record's version; zero where that is not known.
+    applied: Version,
 }
 
 impl Log {
@@ -31,7 +33,14 @@ impl Log {
             ring: Ring::new(ring_bytes_max),
             clock: Clock::default(),
             requests: Requests::default(),
+            applied: Version::default(),
         }
+    }
+
+    /// The version of the last record in this log, and so the highest in it; zero where that is
+    /// not known. The clock's may be higher: it goes on from records that were given up.
+    pub(super) fn applied(&self) -> Version {
+        self.applied
     }
 
     /// Where the log ends.
@@ -72,6 +81,7 @@ impl Log {
     pub(super) fn push(&mut self, record: Arc<Record>) {
         self.history.push(record.position);
         self.clock.observe(record.version);
+        self.applied = record.version;
         let outcome = Outcome { verdict: record.verdict, version: record.version };
         self.requests.note(record.request, outcome);
         self.ring.push(record);
@@ -94,6 +104,7 @@ impl Log {
     pub(super) fn cut(&mut self, position: Position, gone: &[RequestId]) {
         self.history.cut(position);
         self.ring.cut(position.seq);
+        self.applied = self.ring.last().map_or(Version::default(), |record| record.version);
         gone.iter().for_each(|id| self.requests.forget(*id));
     }
 
@@ -101,6 +112,7 @@ impl Log {
     pub(super) fn adopt(&mut self, history: History, highest: Version, requests: Vec<Kept>) {
         self.history = history;
         self.ring.clear();
+        self.applied = Version::default();
         self.clock.observe(highest);
         self.requests = Requests::default();
         requests.into_iter().for_each(|kept| self.restore_request(kept));
@@ -121,13 +133,20 @@ impl Log {
     pub(super) fn clear(&mut self) {
         self.history = History::default();
         self.ring.clear();
+        self.applied = Version::default();
         self.requests = Requests::default();
     }
 
-    /// Cuts every tie with other logs of the shard: whoever follows from here on needs a copy.
-    pub(super) fn start_anew(&mut self) {
+    /// Cuts every tie with other logs of the shard: whoever follows from here on needs a copy. A log
+    /// that holds anything goes on from a position that no other has: where it ended it may lack
+    /// records that others hold up to the same number.
+    pub(super) fn start_anew(&mut self, epoch: u32) {
         let last = self.last();
-        self.history.start_at(last);
+        let anew = match last == Position::default() {
+            true => last,
+            false => Position { epoch, seq: last.seq + 1 },
+        };
+        self.history.start_at(anew);
         self.ring.clear();
     }
 }

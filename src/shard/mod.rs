@@ -227,9 +227,14 @@ impl Shard {
         self.fence
     }
 
-    /// The highest version in its log.
+    /// The highest version it has seen: later ones will lie above it.
     pub fn highest_version(&self) -> Version {
         self.log.clock.highest()
+    }
+
+    /// The highest version in its log, as far as known: zero if it is not.
+    pub fn applied_version(&self) -> Version {
+        self.log.applied()
     }
 
     /// Its table.
@@ -291,7 +296,9 @@ impl Shard {
     pub fn settled(&mut self, settled: Settled, now: Timestamp, out: &mut Outputs) {
         self.settled.fence = self.settled.fence.max(settled.fence);
         // What was given up since is no more; the settling of what came instead will be told too.
-        if self.log.history.contains(settled.last) {
+        // Those who waited are told in any order.
+        let holds = |position| self.log.history.contains(position);
+        if holds(settled.last) && (settled.last > self.settled.last || !holds(self.settled.last)) {
             self.settled.last = settled.last;
         }
         match &mut self.role {
@@ -328,9 +335,11 @@ impl Shard {
         let me = self.setting.me;
         let mine = configuration.primary == me;
         if configuration.seat_of(me.node).is_none() {
+            self.fetch = None;
             self.drop_data(out);
         }
-        let unclean = configuration.unclean && mine;
+        // Once: told of it again after a restart, the log has begun anew already.
+        let unclean = configuration.unclean && mine && self.last().epoch < epoch;
         self.configuration = Some(configuration);
         if unclean {
             let ahead = Timestamp(now.0 + VERSION_LEAP_MILLIS);
@@ -451,9 +460,7 @@ impl Shard {
     fn raise(&mut self, epoch: u32, out: &mut Outputs) {
         if epoch > self.fence {
             self.fence = epoch;
-            if mutated!(FenceForgotten) {
-                return;
-            }
+            let epoch = if mutated!(FenceForgotten) { 0 } else { epoch };
             out.log.push(Logged::Frame(Frame::Fence { shard: self.id, epoch }));
         }
     }
@@ -468,7 +475,7 @@ impl Shard {
     /// From here on this copy vouches for its log, and ties it to no other.
     fn vouch(&mut self, out: &mut Outputs) {
         self.vouched = self.setting.me.life;
-        self.log.start_anew();
+        self.log.start_anew(self.fence);
         out.log.push(Logged::Frame(Frame::Vouch { shard: self.id, life: self.vouched }));
     }
 
@@ -524,8 +531,11 @@ impl Shard {
         };
         let me = self.setting.me;
         let own = self.last();
-        let own_stands = self.settled.fence >= configuration.epoch;
-        let has = |seat| if seat == me { own_stands } else { fenced.contains_key(&seat) };
+        // Its own fence, whoever else's stand: it must never lead this epoch a second time.
+        if self.settled.fence < configuration.epoch {
+            return;
+        }
+        let has = |seat| seat == me || fenced.contains_key(&seat);
         if !configuration.has_quorum(Copies::Majority, has) && !mutated!(FencesUncollected) {
             return;
         }

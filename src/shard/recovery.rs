@@ -62,7 +62,7 @@ impl Shard {
             }
             Frame::Vouch { life, .. } => {
                 self.vouched = *life;
-                self.log.start_anew();
+                self.log.start_anew(self.fence);
             }
         }
         self.restored();

@@ -45,7 +45,8 @@ pub enum Recall {
 /// The request ids of one shard.
 #[derive(Debug, Default)]
 pub struct Requests {
-    lives: HashMap<u64, Life>,
+    /// In an order that is the same on every copy.
+    lives: BTreeMap<u64, Life>,
     keyed: HashMap<u128, Keyed>,
     /// The keys above, in log order, so that the oldest are forgotten first.
     keyed_order: VecDeque<(Timestamp, u128)>,

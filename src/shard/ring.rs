@@ -44,6 +44,11 @@ impl Ring {
         Some(self.records.range(usize::try_from(skip).ok()?.min(self.records.len())..))
     }
 
+    /// The end of the log, if it is here.
+    pub(super) fn last(&self) -> Option<&Arc<Record>> {
+        self.records.back()
+    }
+
     /// Takes out the records behind number `seq`.
     pub(super) fn cut(&mut self, seq: u64) {
         while let Some(last) = self.records.back()

@@ -6,7 +6,9 @@ use super::operation::{Condition, Live, Operation};
 use super::primary::Need;
 use super::requests::{Outcome, Recall};
 use super::{Outputs, Shard};
-use crate::entry::{Departure, Effect, Key, RequestId, Timestamp, Verdict, Version};
+use crate::entry::{
+    Departure, Effect, KEY_BYTES_CEILING, Key, RequestId, Timestamp, Verdict, Version,
+};
 use crate::metrics::Miss;
 use crate::store::Lookup;
 use crate::topology::Copies;
@@ -140,6 +142,12 @@ impl Shard {
             return Err(Refused::NotActive);
         }
         let lookup = self.table.get(key, now);
+        if let (Lookup::Miss(Miss::Expired), Ok(key)) =
+            (&lookup, Key::new(Bytes::copy_from_slice(key), KEY_BYTES_CEILING))
+        {
+            // As for a write: no slower clock may show it again.
+            self.remove(key, Departure::Expired, now, out);
+        }
         let need = Need { copies: Copies::Majority, committed: true };
         let seen = if mutated!(GetSeesUncommitted) { self.committed() } else { self.last().seq };
         self.wait(ticket, seen, need, !mutated!(GetUnconfirmed), out);

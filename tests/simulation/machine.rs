@@ -390,6 +390,8 @@ impl Process {
         let shelf: (Arc<dyn Disk>, &Path, u128) = (Arc::new(disk.clone()), Path::new(DIR), CLUSTER);
         match self.replica.finish_copy(shard, staged, shelf, now, &mut work) {
             Ok(_) => Ok(work),
+            // The copy could not be kept, and will be asked for again; the log is as it was.
+            Err(_) if self.replica.wal().failure().borrow().is_none() => Ok(work),
             Err(_) => Err(()),
         }
     }

@@ -285,6 +285,10 @@ impl Oracle {
         if !self.calm && !dice.chance(300) {
             return None;
         }
+        if present.voters.len() > 3 {
+            let voters = present.voters.iter().copied().filter(|seat| *seat != gone[0]).collect();
+            return Some(self.joint(present, voters));
+        }
         let level: Vec<Seat> = self.level(view, present, dice);
         let Some(new) = dice.pick(&level) else {
             return self.add_learner(view, present, dice);

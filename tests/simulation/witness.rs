@@ -82,7 +82,7 @@ impl Witness {
     pub(crate) fn sees_copy(&mut self, machine: usize, status: &ShardStatus) {
         let seen = self.shards.entry(status.shard).or_default();
         let at = status.position;
-        if status.vouches {
+        if status.vouches && at.epoch >= seen.anew_from {
             let known = *seen.contents.entry(at).or_insert(status.content_hash);
             if known != status.content_hash {
                 return self.complain(format!("machine {machine} holds other content at {at:?}"));

@@ -1,7 +1,7 @@
 //! The machines, the network between them, and time: one event after another.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use aegiskv::entry::{ShardId, Timestamp};
@@ -19,6 +19,9 @@ use crate::witness::Witness;
 
 /// After so long without everything being well, something waits for ever.
 const CALM_MAX: u64 = 30_000_000;
+
+/// How a complaint begins when something waits for ever.
+pub(crate) const NO_END: &str = "does not end";
 
 /// How often it is looked whether everything is well.
 const CALM_PACE: u64 = 40_000;
@@ -147,13 +150,24 @@ pub(crate) struct World {
     pub(crate) placement: Placement,
     pub(crate) clients: Vec<Client>,
     pub(crate) operations: Vec<Operation>,
-    /// Every version that a key was given, by number of the key.
-    pub(crate) written: HashSet<(usize, u64)>,
+    /// Every version that a key was given, by number of the key, and the epoch it was given in.
+    pub(crate) written: HashMap<(usize, u64), u32>,
     pub(crate) calm: bool,
     pub(crate) ends_at: u64,
     finishing: bool,
     pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) talks: bool,
+}
+
+/// What a copy holds, for those who read along.
+fn contents(process: &Process, shard: u16) -> String {
+    let mut entries = Vec::new();
+    process.replica.scan(ShardId(shard), 0, 100, Timestamp(0), |view| {
+        let value = String::from_utf8_lossy(view.entry.value_bytes()).into_owned();
+        entries.push(format!("{:?}={value} at {}", view.to_key(), view.version));
+        std::ops::ControlFlow::Continue(())
+    });
+    entries.join(", ")
 }
 
 impl World {
@@ -188,7 +202,7 @@ impl World {
             placement: Placement::new(7, shards),
             clients,
             operations: Vec::new(),
-            written: HashSet::new(),
+            written: HashMap::new(),
             calm: false,
             ends_at: u64::MAX,
             finishing: false,
@@ -486,6 +500,7 @@ impl World {
         for shard in 0..self.plan.setup.shards {
             let Some(process) = &self.machines[machine].process else { return };
             let status = process.replica.status_of(ShardId(shard));
+            self.say(|| format!("machine {machine} now: {status:?} {}", contents(process, shard)));
             self.note(status.position.seq << 32 | u64::from(status.position.epoch));
             self.note(status.content_hash);
             self.witness.sees_copy(machine, &status);
@@ -651,7 +666,6 @@ impl World {
         if self.machines[machine].process.is_some() || self.machines[machine].starts_at > self.now {
             return;
         }
-        let before = self.machines[machine].seat;
         if self.machines[machine].start(&self.plan.setup, &mut self.dice).is_err() {
             // The disk refuses; without its faults it will not.
             self.machines[machine].kill();
@@ -659,9 +673,7 @@ impl World {
         }
         let seat = self.machines[machine].seat;
         self.say(|| format!("machine {machine} is up as {seat:?}"));
-        if seat != before {
-            self.oracle.enters(machine, seat);
-        }
+        self.oracle.enters(machine, seat);
         let run = self.machines[machine].run;
         let delay = self.dice.within(0..=self.plan.tick);
         self.after(delay, Event::Tick { machine, run });
@@ -715,7 +727,7 @@ impl World {
         let trouble = self.trouble();
         let late = self.now > self.plan.calm_at + CALM_MAX;
         match trouble {
-            Some(trouble) if late => self.witness.complain(format!("does not end: {trouble}")),
+            Some(trouble) if late => self.witness.complain(format!("{NO_END}: {trouble}")),
             Some(_) => self.after(CALM_PACE, Event::IsAllWell),
             None if self.finishing => self.ends_at = self.now,
             None => {
@@ -758,6 +770,13 @@ impl World {
         }
         if configuration.is_joint() || configuration.voters.len() < 3 {
             return Some(format!("voters are missing: {configuration:?}"));
+        }
+        for machine in &self.machines {
+            let process = machine.process.as_ref()?;
+            let has_seat = configuration.seat_of(machine.seat.node).is_some();
+            if !has_seat && process.replica.status_of(shard).position.seq > 0 {
+                return Some(format!("{:?} keeps what it has no seat for", machine.seat));
+            }
         }
         for seat in configuration.seats() {
             let Some(copy) = host(seat) else { return Some(format!("{seat:?} is not there")) };
