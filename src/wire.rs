@@ -15,9 +15,6 @@ use crate::entry::{
 use crate::metrics::Miss;
 use crate::shard::{Acks, EntryCopy, Envelope, Message, Need, Ordered, Refused, Request};
 
-/// The newest version of these messages, and the oldest that is still understood.
-pub const PROTOCOL: u16 = 1;
-
 /// What a frame between nodes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

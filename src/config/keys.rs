@@ -188,7 +188,7 @@ keys! {
         /// Longest key, in bytes.
         max_key_bytes: u32 = "1024" in 1..=65_535, restart, shared;
         /// Largest value, in bytes.
-        max_value_bytes: u64 = "8388608" in 1..=1_073_741_824, restart, shared;
+        max_value_bytes: u64 = "8388608" in 1..=25_165_824, restart, shared;
     }
     "Memory" {
         /// Memory for keys and values, in MB (1,048,576 bytes).

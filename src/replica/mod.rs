@@ -133,6 +133,8 @@ pub struct ShardStatus {
     pub part: Part,
     /// Whether it can vouch for its log.
     pub vouches: bool,
+    /// Whether it is not known to be old.
+    pub level: bool,
     /// Where this copy leads: up to where the log is committed.
     pub committed: u64,
     /// Where this copy leads: how far each other one has acknowledged.
@@ -406,6 +408,7 @@ impl Replica {
             position: shard.last(),
             part: shard.part(),
             vouches: shard.vouches(),
+            level: shard.is_level(),
             committed: shard.committed(),
             acknowledged: shard.acknowledged(),
             items: shard.table().len(),

@@ -325,7 +325,12 @@ fn resolve(key: &'static str, address: &HostPort) -> anyhow::Result<SocketAddr> 
 }
 
 /// Puts into force what may change while the node runs.
-fn apply_live(node: &Node, config: &Config, tls: Option<api::tls::Material>) {
+fn apply_live(
+    node: &Node,
+    config: &Config,
+    tls: Option<api::tls::Material>,
+    peer_tls: Option<crate::peer::Tls>,
+) {
     node.api.apply(api_settings(config, node.connections_max));
     node.api.set_tls(tls);
     node.coordinator.set_write_copies(config.write_copies());
@@ -333,10 +338,7 @@ fn apply_live(node: &Node, config: &Config, tls: Option<api::tls::Material>) {
     if let Some(cluster) = node.cluster.get() {
         let timeouts = (config.suspect_timeout, config.dead_timeout);
         cluster.apply(bring_up::settings(config), bring_up::secrets(config), timeouts);
-        match load_peer_tls(config) {
-            Ok(tls) => cluster.transport().set_tls(tls),
-            Err(error) => tracing::warn!(error = chain(&error), "the old certificate goes on"),
-        }
+        cluster.transport().set_tls(peer_tls);
     }
     if let Some(data) = node.data.get() {
         data.replica.budget().configure(&store_config(config));

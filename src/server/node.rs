@@ -155,11 +155,12 @@ impl Node {
             .sources
             .reload(&old)
             .map_err(|problems| refused(problems.0.iter().map(ToString::to_string).collect()))?;
-        let tls = super::load_tls(&reloaded.new.config)
-            .map_err(|error| refused(vec![super::chain(&error)]))?;
+        let bad = |error: crate::tls::TlsError| refused(vec![super::chain(&error)]);
+        let tls = super::load_tls(&reloaded.new.config).map_err(bad)?;
+        let peer_tls = super::load_peer_tls(&reloaded.new.config).map_err(bad)?;
         let warnings = reloaded.new.warnings.iter().map(ToString::to_string).collect();
         let new = Arc::new(reloaded.new);
-        apply_live(self, &new.config, tls);
+        apply_live(self, &new.config, tls, peer_tls);
         *self.loaded.lock() = new;
         let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
         Ok(Reloaded {

@@ -130,17 +130,11 @@ impl<'a> ClusterView<'a> {
 
     /// Copies on this node that vote, or shall, and are behind.
     pub(super) fn copies_catching_up(&self) -> u64 {
-        let me = self.cluster.replication().replica().me();
-        let behind = self.topology.shards.iter().enumerate().filter(|(id, configuration)| {
-            let primary = self.sight.reports.get(&configuration.primary.node);
-            let copy = primary.and_then(|report| {
-                report.shards.iter().find(|copy| usize::from(copy.shard.0) == *id)
-            });
-            configuration.is_voter(me)
-                && configuration.primary != me
-                && copy.is_some_and(|copy| {
-                    copy.copies.iter().any(|(seat, acked)| *seat == me && *acked == 0)
-                })
+        let replica = self.cluster.replication().replica();
+        let me = replica.me();
+        let behind = replica.status().into_iter().filter(|status| {
+            let votes = self.topology.shard(status.shard).is_some_and(|c| c.is_voter(me));
+            votes && !status.level
         });
         behind.count() as u64
     }

@@ -177,7 +177,7 @@ impl Shard {
         let records = match after {
             None => Some(Vec::new()),
             Some(mark) if mark.source != source || !self.log.history.contains(mark.last) => None,
-            Some(mark) => self.log.after(mark.last),
+            Some(mark) => self.log.tail(mark.last),
         };
         let Some(records) = records else {
             return self.say(to, self.fence, Message::TooFarBehind, out);

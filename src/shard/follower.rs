@@ -15,6 +15,9 @@ use crate::wal::{Frame, KeyState};
 /// Keys that a copy may give up; with more it asks for a copy of the shard.
 const GIVE_UP_KEYS_MAX: usize = 10_000;
 
+/// Bytes of the states of given-up keys that go into one message.
+const STATES_BYTES_MAX: usize = 32 << 20;
+
 /// A copy that was level stays so while it lacks no more records than this.
 const LEVEL_RECORDS: u64 = 10_000;
 
@@ -72,21 +75,25 @@ impl Shard {
     pub(super) fn help(&mut self, to: Seat, history: &History, takes: bool, out: &mut Outputs) {
         let epoch = self.fence;
         let common = self.log.history.common(history);
-        let known = common.and_then(|common| Some((common, self.log.after(common)?)));
-        let Some((common, tail)) = known else {
+        let Some(common) = common.filter(|common| self.log.after(*common).is_some()) else {
             return self.say(to, epoch, Message::TooFarBehind, out);
         };
         if common != history.last() {
-            self.say(to, epoch, Message::Diverged { common }, out);
-        } else if takes {
+            return self.say(to, epoch, Message::Diverged { common }, out);
+        }
+        if !takes && common != Position::default() {
+            return self.send_from(to, common.seq, out);
+        }
+        let Some(tail) = self.log.tail(common) else {
+            return self.say(to, epoch, Message::TooFarBehind, out);
+        };
+        if takes {
             let (states, history) = (Vec::new(), self.log.history.clone());
             self.say(to, epoch, Message::Resume { common, states, tail, history }, out);
-        } else if common == Position::default() {
+        } else {
             // Number 0 stands for "not known" elsewhere; from the start all must be at hand.
             let (previous, last) = (common, self.last().seq);
             self.say(to, epoch, Message::Append { previous, records: tail, last }, out);
-        } else {
-            self.send_from(to, common.seq, out);
         }
     }
 
@@ -115,10 +122,11 @@ impl Shard {
             return;
         }
         let held = self.log.history.contains(common);
-        let Some(tail) = held.then(|| self.log.after(common)).flatten() else {
+        let tail = held.then(|| self.log.tail(common)).flatten();
+        let states: Vec<KeyState> = keys.iter().map(|key| self.state_of(key)).collect();
+        let Some(tail) = tail.filter(|_| bytes_of(&states) <= STATES_BYTES_MAX) else {
             return self.say(from, self.fence, Message::TooFarBehind, out);
         };
-        let states = keys.iter().map(|key| self.state_of(key)).collect();
         let history = self.log.history.clone();
         self.say(from, self.fence, Message::Resume { common, states, tail, history }, out);
     }
@@ -223,6 +231,14 @@ impl Shard {
             self.log.push(Arc::new(record.clone()));
         }
     }
+}
+
+fn bytes_of(states: &[KeyState]) -> usize {
+    let of = |state: &KeyState| match &state.effect {
+        Effect::Put { value, content_type, .. } => value.len() + content_type.len(),
+        _ => 0,
+    };
+    states.iter().map(|state| state.key.as_bytes().len() + of(state)).sum()
 }
 
 /// Each key that the records touch, once.

@@ -100,6 +100,14 @@ impl Log {
         self.ring.after(position.seq).map(|records| records.cloned().collect())
     }
 
+    /// The records behind `position`, which the log holds, if they are at hand and fit a message.
+    pub(super) fn tail(&self, position: Position) -> Option<Vec<Arc<Record>>> {
+        if position == self.last() {
+            return Some(Vec::new());
+        }
+        self.ring.tail(position.seq)
+    }
+
     /// Gives up what comes behind `position`, and the request ids `gone` with it.
     pub(super) fn cut(&mut self, position: Position, gone: &[RequestId]) {
         self.history.cut(position);

@@ -11,6 +11,10 @@ use crate::entry::{Effect, Record};
 /// How many times its bytes a ring may hold while a copy of the shard is under way.
 const HELD_FACTOR: usize = 16;
 
+/// Bytes of records in one message; a single record may be longer. With an entry of a copy beside
+/// them they fit a frame between nodes.
+const TAIL_BYTES_MAX: usize = 16 << 20;
+
 /// What a record occupies beside its key and value, in bytes, or a little more.
 const RECORD_FIXED_BYTES: usize = 192;
 
@@ -47,6 +51,20 @@ impl Ring {
     /// The end of the log, if it is here.
     pub(super) fn last(&self) -> Option<&Arc<Record>> {
         self.records.back()
+    }
+
+    /// As [`Ring::after`], if they are not too many for one message.
+    pub(super) fn tail(&self, seq: u64) -> Option<Vec<Arc<Record>>> {
+        let mut bytes = 0;
+        let mut tail = Vec::new();
+        for record in self.after(seq)? {
+            bytes += bytes_of(record);
+            if bytes > TAIL_BYTES_MAX && !tail.is_empty() {
+                return None;
+            }
+            tail.push(record.clone());
+        }
+        Some(tail)
     }
 
     /// Takes out the records behind number `seq`.
