@@ -267,6 +267,11 @@ impl Shard {
             || mutated!(AmnesiacCounts)
     }
 
+    /// Where the log ends that it vouches for.
+    fn vouched_last(&self) -> Position {
+        if self.vouches() { self.last() } else { Position::default() }
+    }
+
     /// Whether clients may be shown what it holds: it votes, and vouches.
     pub fn is_readable(&self) -> bool {
         let votes = self.configuration.as_ref().is_some_and(|c| c.is_voter(self.setting.me));
@@ -375,7 +380,7 @@ impl Shard {
         }
         match message {
             Message::Fence => {
-                let last = self.last();
+                let last = self.vouched_last();
                 self.say(from, epoch, Message::Fenced { last }, out);
             }
             Message::Fenced { last } => self.on_fenced(from, last, now, out),
@@ -521,7 +526,7 @@ impl Shard {
             return;
         };
         let me = self.setting.me;
-        let own = self.last();
+        let own = self.vouched_last();
         // Its own fence, whoever else's stand: it must never lead this epoch a second time.
         if self.settled.fence < configuration.epoch {
             return;
@@ -540,6 +545,9 @@ impl Shard {
                 self.role = Role::Taking { from, upto, ticks: 0 };
                 self.ask_to_take(out);
             }
+            // It has nothing that counts, and neither has anybody else: only an unclean recovery
+            // can make what is here count.
+            _ if !self.vouches() => {}
             _ => self.lead(now, out),
         }
     }
