@@ -162,8 +162,13 @@ impl Shard {
             Role::Follower => true,
             _ => false,
         };
-        let is_old = history.last() < last && !mutated!(DivergenceOfYesterday);
-        if !expected || self.is_copying() || is_old || !self.vouches() {
+        if !expected || self.is_copying() {
+            return;
+        }
+        if !self.vouches() {
+            return self.want_copy(from);
+        }
+        if history.last() < last && !mutated!(DivergenceOfYesterday) {
             return;
         }
         // Compared anew: the log may have changed since it was asked about.

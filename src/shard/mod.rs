@@ -271,6 +271,11 @@ impl Shard {
             || mutated!(AmnesiacCounts)
     }
 
+    /// Where the log ends that it vouches for.
+    fn vouched_last(&self) -> Position {
+        if self.vouches() { self.last() } else { Position::default() }
+    }
+
     /// Whether clients may be shown what it holds: it votes, and vouches.
     pub fn is_readable(&self) -> bool {
         let votes = self.configuration.as_ref().is_some_and(|c| c.is_voter(self.setting.me));
@@ -385,7 +390,7 @@ impl Shard {
         }
         match message {
             Message::Fence => {
-                let last = self.last();
+                let last = self.vouched_last();
                 self.say(from, epoch, Message::Fenced { last }, out);
             }
             Message::Fenced { last } => self.on_fenced(from, last, now, out),

@@ -38,7 +38,7 @@ impl Shard {
             return;
         };
         let me = self.setting.me;
-        let own = self.last();
+        let own = self.vouched_last();
         // Its own fence, whoever else's stand: it must never lead this epoch a second time.
         if self.settled.fence < configuration.epoch {
             return;
@@ -57,6 +57,9 @@ impl Shard {
                 self.role = Role::Taking { from, upto, ticks: 0 };
                 self.ask_to_take(out);
             }
+            // It has nothing that counts, and neither has anybody else: only an unclean recovery
+            // can make what is here count.
+            _ if !self.vouches() => {}
             _ => self.lead(now, out),
         }
     }

@@ -249,6 +249,23 @@ fn a_copy_that_could_not_be_kept_is_asked_for_again() {
 }
 
 #[test]
+fn a_copy_that_cannot_vouch_for_its_log_claims_none_and_does_not_lead_with_it() {
+    let mut shards = copies();
+    configure(&mut shards, &three_voters(1, 1), &[]);
+    write(&mut shards, 1, put("a", Ttl::Unlimited, 0), NOW, &[3]);
+    // The log of 1 is of a life whose memory is lost.
+    shards[0].vouched = 0;
+    let mut out = Outputs::default();
+    let (from, to, message) = (seat(3), seat(1), Message::Fence);
+    shards[0].receive(Envelope { shard: ShardId(0), from, to, epoch: 2, message }, NOW, &mut out);
+    let fenced = Message::Fenced { last: Position::default() };
+    assert_eq!(out.messages.last().map(|envelope| &envelope.message), Some(&fenced));
+    configure(&mut shards, &three_voters(3, 1), &[2]);
+    assert_eq!(shards[0].part(), Part::TakingOver, "it takes the log of 3, a copy of it");
+    assert!(shards[0].wants_copy());
+}
+
+#[test]
 fn whoever_has_no_seat_any_more_stops_copying() {
     let mut shard = copy(3);
     let mut out = Outputs::default();

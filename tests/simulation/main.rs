@@ -9,6 +9,7 @@
 
 mod clients;
 mod dice;
+mod directed;
 mod faults;
 mod history;
 mod machine;
