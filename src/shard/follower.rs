@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::history::History;
 use super::log::Log;
 use super::message::Message;
-use super::{Logged, Outputs, Role, Shard, apply};
+use super::{Logged, Outputs, RESEND_TICKS, Role, Shard, apply};
 use crate::entry::{Departure, Effect, Key, Position, Record, Timestamp, Version};
 use crate::store::Lookup;
 use crate::topology::Seat;
@@ -63,6 +63,29 @@ impl Shard {
             self.say(from, self.fence, Message::Ack { seq: at.seq }, out);
         } else {
             self.tell_behind(from, out);
+        }
+    }
+
+    /// Asks the primary for news, as long as nothing was heard of it in this run: it may hold this
+    /// copy for level, and have nothing to say.
+    pub(super) fn tick_follower(&mut self, out: &mut Outputs) {
+        let Some(configuration) = &self.configuration else { return };
+        let primary = configuration.primary;
+        let waits = !self.level
+            && configuration.epoch == self.fence
+            && configuration.names(self.setting.me)
+            && self.fetch.is_none();
+        if !waits {
+            return;
+        }
+        self.unheard_ticks += 1;
+        if !self.unheard_ticks.is_multiple_of(RESEND_TICKS) {
+            return;
+        }
+        if self.vouches() {
+            self.tell_behind(primary, out);
+        } else {
+            self.want_copy(primary);
         }
     }
 
@@ -367,6 +390,25 @@ mod tests {
         equal(&a, &b);
         assert!(b.is_level() && b.is_readable());
         assert_eq!(a.committed(), 6);
+    }
+
+    #[test]
+    fn a_copy_that_was_restarted_asks_a_primary_that_has_nothing_to_say() {
+        let (mut a, mut b) = (copy(1, 1 << 20), copy(2, 1 << 20));
+        configure(&mut [&mut a, &mut b], &configuration(1, 1));
+        let mut again = copy(2, 1 << 20);
+        for frame in [
+            Frame::Vouch { shard: SHARD, life: 1 },
+            Frame::Record(a.log.after(Position::default()).expect("at hand")[0].as_ref().clone()),
+        ] {
+            again.replay(&frame);
+        }
+        configure(&mut [&mut again], &configuration(1, 1));
+        assert!(!again.is_level());
+        assert!(ticks(&mut a).messages.is_empty(), "to the primary it is level");
+        let out = ticks(&mut again);
+        pump(&mut [&mut a, &mut again], out);
+        assert!(again.is_level());
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub struct Shard {
     role: Role,
     /// What is settled on disk, as the log's mode has it.
     settled: Settled,
+    /// Ticks since it last asked its primary for news that it never had in this run.
+    unheard_ticks: u32,
     /// In this run of the process it had all that its primary had, and has fallen little behind.
     level: bool,
     fetch: Option<Fetch>,
@@ -206,6 +208,7 @@ impl Shard {
             configuration: None,
             role: Role::Follower,
             settled: Settled::default(),
+            unheard_ticks: 0,
             level: false,
             fetch: None,
             hold_ticks: 0,
@@ -428,7 +431,8 @@ impl Shard {
     pub fn tick(&mut self, now: Timestamp, out: &mut Outputs) {
         self.tick_copying(out);
         match &mut self.role {
-            Role::Follower | Role::Waiting => {}
+            Role::Follower => self.tick_follower(out),
+            Role::Waiting => {}
             Role::Fencing { ticks, .. } => {
                 *ticks += 1;
                 if ticks.is_multiple_of(RESEND_TICKS) {
