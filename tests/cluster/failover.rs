@@ -60,8 +60,9 @@ fn assert_in_time(record: &Record, budget: Duration) {
         let (calm, windows) = record.calm_after(from, to, calm_limit);
         println!(
             "node{}: no write to shard {shard} for {gap:?}; calm after {calm:?}; p99 by seconds \
-             {windows:?}",
-            disturbance.node + 1
+             {windows:?}; the machine stalled for {:?}",
+            disturbance.node + 1,
+            record.stalled(from, to)
         );
         // What the machine itself may take away from a writer is not the cluster's.
         if gap > budget + noise {
@@ -161,13 +162,15 @@ async fn a_rolling_restart_under_load_fails_nobody() {
     record.assert_nothing_lost(&cluster).await;
     record.assert_only_in_flight_failed();
     assert_in_time(&record, KILLED_BUDGET);
-    let normal = record.p99(Duration::from_secs(1), BASELINE);
-    for stop in &record.disturbances {
-        // From the signal to the end of the process.
-        let p99 = record.p99(stop.at, stop.told);
-        println!("node{} handed over, p99 {p99:?}, within {:?}", stop.node + 1, stop.told - stop.at);
-        assert!(p99 <= HAND_OVER_P99 + normal, "node{}: p99 {p99:?}", stop.node + 1);
+    // From the signals to the ends of the processes: some hundred operations each, too few for a
+    // p99 of its own.
+    let stops: Vec<_> = record.disturbances.iter().map(|stop| (stop.at, stop.told)).collect();
+    for (at, told) in &stops {
+        println!("stopped in {:?}, p99 meanwhile {:?}", *told - *at, record.p99(*at, *told));
     }
+    let (normal, p99) = (record.p99(Duration::from_secs(1), BASELINE), record.p99_of(&stops));
+    println!("p99 {p99:?} while nodes handed over, normally {normal:?}");
+    assert!(p99 <= HAND_OVER_P99 + normal, "{p99:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
