@@ -169,8 +169,11 @@ async fn a_rolling_restart_under_load_fails_nobody() {
         println!("stopped in {:?}, p99 meanwhile {:?}", *told - *at, record.p99(*at, *told));
     }
     let (normal, p99) = (record.p99(Duration::from_secs(1), BASELINE), record.p99_of(&stops));
-    println!("p99 {p99:?} while nodes handed over, normally {normal:?}");
-    assert!(p99 <= HAND_OVER_P99 + normal, "{p99:?}");
+    let stalled: Duration = stops.iter().map(|(at, told)| record.stalled(*at, *told)).sum();
+    println!(
+        "p99 {p99:?} while nodes handed over, normally {normal:?}; the machine stalled for {stalled:?}"
+    );
+    assert!(p99 <= HAND_OVER_P99 + normal + stalled, "{p99:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
