@@ -77,11 +77,7 @@ impl Drop for Sweeper {
 }
 
 /// Sweeps for `turn`, or once around; answers how many entries had expired.
-fn sweep_for(
-    cluster: &Cluster,
-    sweep: &mut Sweep,
-    turn: Duration,
-) -> Result<usize, wal::Error> {
+fn sweep_for(cluster: &Cluster, sweep: &mut Sweep, turn: Duration) -> Result<usize, wal::Error> {
     let began = Instant::now();
     let replication = cluster.replication();
     let replica = replication.replica();
