@@ -10,8 +10,8 @@ use crate::topology::Seat;
 /// First pause before the same primary is asked again.
 const PAUSE_FIRST: Duration = Duration::from_millis(4);
 
-/// Longest such pause.
-const PAUSE_MAX: Duration = Duration::from_millis(64);
+/// Longest such pause: what an operation may wait beyond the moment its primary leads.
+const PAUSE_MAX: Duration = Duration::from_millis(16);
 
 /// One operation's way to its primary.
 #[derive(Clone, Debug)]

@@ -17,6 +17,9 @@ const MACHINE_SLACK: Duration = Duration::from_millis(500);
 /// All copies are equal so soon after the network is mended.
 const EQUAL_WITHIN: Duration = Duration::from_secs(60);
 
+/// A client on a busy machine may give up before it is answered, and neighbours forget each other.
+const WHOLE_WITHIN: Duration = Duration::from_secs(5);
+
 /// Keys of each shard that are written.
 const KEYS_PER_SHARD: usize = 1;
 
@@ -89,14 +92,21 @@ async fn the_network_is_cut_as_told_and_mended_again() {
     cluster.wait_ready().await;
     let reaches =
         |from: usize, to: usize| cluster.network().reaches(from, &cluster.nodes[to].client_addr());
-    assert!(reaches(0, 1) && reaches(1, 0) && reaches(2, 0), "whole at first");
+    let is_whole = async |pairs: &[(usize, usize)]| {
+        eventually("the network is whole", WHOLE_WITHIN, async || {
+            let broken = pairs.iter().find(|(from, to)| !reaches(*from, *to));
+            broken.map_or(Ok(()), |pair| Err(format!("{pair:?}")))
+        })
+        .await;
+    };
+    is_whole(&[(0, 1), (1, 0), (2, 0)]).await;
     for cut in [Cut::Both, Cut::Hearing, Cut::Speaking] {
         cluster.network().cut(0, cut);
         assert!(!reaches(0, 1) && !reaches(1, 0) && !reaches(2, 0), "{cut:?}: no exchange");
-        assert!(reaches(1, 2) && reaches(2, 1), "{cut:?}: the others are whole");
+        is_whole(&[(1, 2), (2, 1)]).await;
         assert_eq!(cluster.put(0, &format!("{cut:?}"), "v").await.status(), 201, "the test's leg");
         cluster.network().heal(0);
-        assert!(reaches(0, 1) && reaches(1, 0), "{cut:?}: mended");
+        is_whole(&[(0, 1), (1, 0)]).await;
     }
     cluster.network().unplug(1);
     assert!(!reaches(1, 2) && !reaches(2, 1));
@@ -104,7 +114,7 @@ async fn the_network_is_cut_as_told_and_mended_again() {
     let asked = cluster.http.get(url).timeout(Duration::from_secs(1)).send().await;
     assert!(asked.is_err(), "nobody reaches it, the test included");
     cluster.network().plug(1);
-    assert!(reaches(1, 2) && reaches(2, 1));
+    is_whole(&[(1, 2), (2, 1)]).await;
     assert_eq!(cluster.put(1, "k", "v").await.status(), 201);
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::record::{Kind, Op, Record};
+use super::stalls::Stalls;
 use super::{Cluster, Disturbance, http};
 
 /// Writers to each shard, each at home with another node, so that a node that hangs leaves somebody
@@ -73,6 +74,7 @@ pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     writers: JoinSet<Writer>,
     disturbances: Vec<Disturbance>,
+    stalls: Stalls,
 }
 
 impl Load {
@@ -99,7 +101,8 @@ impl Load {
                 writers.spawn(writer.run(stop.clone()));
             }
         }
-        Self { targets, began, stop, writers, disturbances: Vec::new() }
+        let stalls = Stalls::watch(began);
+        Self { targets, began, stop, writers, disturbances: Vec::new(), stalls }
     }
 
     /// The time since the load began, as records have it.
@@ -147,6 +150,7 @@ impl Load {
             record.add(writer.unwrap().record);
         }
         record.disturbances = std::mem::take(&mut self.disturbances);
+        record.stalls = self.stalls.seen();
         record
     }
 }

@@ -5,6 +5,7 @@ mod load;
 mod network;
 mod node;
 mod record;
+mod stalls;
 mod view;
 
 use std::time::{Duration, Instant};

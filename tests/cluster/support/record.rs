@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 
 use super::Cluster;
 use super::load::number;
+use super::stalls::Stall;
 
 /// Latency is looked at in windows of this length.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -61,6 +62,8 @@ pub(crate) struct Record {
     /// Answers that cannot be right.
     pub(crate) wrong: Vec<String>,
     pub(crate) disturbances: Vec<Disturbance>,
+    /// When the machine kept the test itself from running.
+    pub(crate) stalls: Vec<Stall>,
 }
 
 impl Record {
@@ -142,7 +145,13 @@ impl Record {
     /// The 99th percentile of what operations took that ended within `from` and `to`, those left
     /// out that were in flight on a disturbed node.
     pub(crate) fn p99(&self, from: Duration, to: Duration) -> Duration {
-        let within = |op: &&Op| op.first_failure.is_none() && (from..to).contains(&op.ended);
+        self.p99_of(&[(from, to)])
+    }
+
+    /// The same over several stretches of time together.
+    pub(crate) fn p99_of(&self, stretches: &[(Duration, Duration)]) -> Duration {
+        let falls_in = |ended| stretches.iter().any(|(from, to)| (*from..*to).contains(&ended));
+        let within = |op: &&Op| op.first_failure.is_none() && falls_in(op.ended);
         let mut took: Vec<Duration> =
             self.ops.iter().filter(within).map(|op| op.ended - op.began).collect();
         took.sort();
@@ -150,8 +159,14 @@ impl Record {
         took.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
-    /// How long after `from` the p99 of windows is at most `limit` again, and stays so until `to`;
-    /// and the windows.
+    /// For how long the machine stalled within `from` and `to`, all in all.
+    pub(crate) fn stalled(&self, from: Duration, to: Duration) -> Duration {
+        let within = self.stalls.iter().filter(|(at, took)| *at >= from && *at - *took <= to);
+        within.map(|(_, took)| *took).sum()
+    }
+
+    /// How long after `from` the p99 of windows is at most `limit` again, and what the machine
+    /// stalled in that window, and stays so until `to`; and the windows.
     pub(crate) fn calm_after(
         &self,
         from: Duration,
@@ -161,7 +176,9 @@ impl Record {
         let begins = std::iter::successors(Some(from), |at| Some(*at + WINDOW));
         let begins: Vec<Duration> = begins.take_while(|at| *at + WINDOW <= to).collect();
         let windows: Vec<Duration> = begins.iter().map(|at| self.p99(*at, *at + WINDOW)).collect();
-        let last_slow = windows.iter().rposition(|p99| *p99 > limit);
+        let is_slow =
+            |(at, p99): (&Duration, &Duration)| *p99 > limit + self.stalled(*at, *at + WINDOW);
+        let last_slow = begins.iter().zip(&windows).rposition(is_slow);
         let calm = last_slow.map_or(Duration::ZERO, |at| begins[at] + WINDOW - from);
         (calm, windows)
     }
