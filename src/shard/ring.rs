@@ -39,7 +39,7 @@ impl Ring {
 
     /// The records behind number `seq`, if all of them are here.
     pub(super) fn after(&self, seq: u64) -> Option<impl Iterator<Item = &Arc<Record>>> {
-        let Some(first) = self.records.front() else { return None };
+        let first = self.records.front()?;
         let skip = (seq + 1).checked_sub(first.position.seq)?;
         Some(self.records.range(usize::try_from(skip).ok()?.min(self.records.len())..))
     }
