@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Acks, Answer, Arc, Budget, Condition, Configuration, Copies, Envelope, HashKeys, History,
-    Message, Need, Operation, Outputs, Part, Piece, Position, RESEND_TICKS, Request, Rest, Seat,
-    Setting, Shard, ShardId, Timestamp, Ttl, Version,
+    Acks, Answer, Arc, Budget, Condition, Configuration, Envelope, HashKeys, History, Message,
+    Need, Operation, Outputs, Part, Piece, Position, RESEND_TICKS, Request, Rest, Seat, Setting,
+    Shard, ShardId, Timestamp, Ttl, Version,
 };
 use crate::entry::{Key, RequestId, Verdict};
 use crate::store::{Config, EvictionPolicy};
-use crate::topology::NodeId;
+use crate::topology::{Copies, NodeId};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
