@@ -14,7 +14,7 @@
 //! - Messages of an epoch lower than the fence are refused.
 //!
 //! The way through: a client's write is in `work`, its order and its answer in `primary`, the
-//! other copies in `follower`, copying in `copying`; how a primary comes to lead is in `takeover`.
+//! other copies in `follower`, copying in `copying`, how a primary comes to lead in `takeover`.
 
 /// Whether a rule is broken on purpose, to see that the simulator notices.
 #[cfg(feature = "mutations")]

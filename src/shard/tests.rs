@@ -11,8 +11,7 @@ use super::{
 };
 use crate::entry::{Key, RequestId, Verdict};
 use crate::store::{Config, EvictionPolicy};
-use crate::topology::Copies;
-use crate::topology::NodeId;
+use crate::topology::{Copies, NodeId};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 

@@ -219,7 +219,7 @@ impl World {
         let ttl = if expires { Ttl::For(span) } else { Ttl::Unlimited };
         let (operation, condition) = match asked {
             Asked::Put { value, condition } => {
-                let value = Bytes::from(value.to_string());
+                let value = Bytes::from("0".repeat(self.plan.zeros) + &value.to_string());
                 (Write::Put { value, content_type: Bytes::new(), ttl }, condition)
             }
             Asked::Delete { condition } => (Write::Delete, condition),

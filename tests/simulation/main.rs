@@ -26,7 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use world::{Outcome, World};
 
 /// Histories in an ordinary run of the tests.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

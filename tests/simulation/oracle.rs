@@ -13,6 +13,9 @@ use aegiskv::topology::{
 
 use crate::dice::Dice;
 
+/// After so many decisions without an active primary another is named.
+const STUCK_DECISIONS: u32 = 40;
+
 /// What the oracle knows of a machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Sight {
@@ -56,6 +59,7 @@ pub(crate) struct Oracle {
     pub(crate) unclean: Vec<ShardId>,
     /// The mutation of the oracle itself: voters change from any epoch, or without a joint set.
     pub(crate) breaks: Breaks,
+    /// For each shard an epoch, and for how many decisions it has had no active primary.
     stuck: Vec<(u32, u32)>,
 }
 
@@ -144,12 +148,11 @@ impl Oracle {
         }
         let view = View { topology: &self.topology, hosts: &self.hosts, sights, shard };
         let to = if view.is_lost(&present) {
-            let Some(to) = view.from_what_is_left(&present) else { return false };
+            let Some(to) = view.with_what_is_left(&present) else { return false };
             self.unclean.push(shard);
             Some(to)
         } else {
-            let stuck = self.stuck(shard, &view, &present);
-            let view = View { topology: &self.topology, hosts: &self.hosts, sights, shard };
+            let stuck = self.is_stuck(shard, &present);
             self.next(&view, &present, stuck, dice)
         };
         to.is_some_and(|to| self.change(shard, to))
@@ -176,10 +179,9 @@ impl Oracle {
     }
 
     /// Whether the primary has been on its way for too long.
-    fn stuck(&self, shard: ShardId, view: &View<'_>, present: &Configuration) -> bool {
-        let (epoch, ticks) = self.stuck[usize::from(shard.0)];
-        let _ = view;
-        epoch == present.epoch && ticks > 40
+    fn is_stuck(&self, shard: ShardId, present: &Configuration) -> bool {
+        let (epoch, decisions) = self.stuck[usize::from(shard.0)];
+        epoch == present.epoch && decisions > STUCK_DECISIONS
     }
 
     /// Counts how long a shard has had no active primary.
@@ -401,7 +403,7 @@ impl View<'_> {
     }
 
     /// The most advanced copy that is left becomes the only one that counts.
-    fn from_what_is_left(&self, present: &Configuration) -> Option<Configuration> {
+    fn with_what_is_left(&self, present: &Configuration) -> Option<Configuration> {
         let up: Vec<Seat> = self.sights.iter().filter(|s| s.up).map(|s| s.seat).collect();
         let rank = |seat: &Seat| {
             let copy = self.copy_of(*seat);

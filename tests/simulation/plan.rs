@@ -89,6 +89,8 @@ pub(crate) struct Plan {
     pub(crate) catastrophes: bool,
     /// The last key expires.
     pub(crate) expires: bool,
+    /// Zeros before a value: with very many of them a copy of the shard comes in several pieces.
+    pub(crate) zeros: usize,
     pub(crate) calm_at: u64,
 }
 
@@ -139,6 +141,7 @@ impl Plan {
             skew_max: [0, 5, 300][dice.below(3)],
             catastrophes: troubled && dice.chance(40),
             expires: dice.chance(250),
+            zeros: if dice.chance(20) { 270_000 } else { 0 },
             calm_at: dice.within(200_000..=900_000),
         }
     }

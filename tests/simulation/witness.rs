@@ -134,6 +134,7 @@ pub(crate) fn name_of(message: &Message) -> &'static str {
         Message::Resume { .. } => "message resume",
         Message::TooFarBehind => "message too far behind",
         Message::AskPiece { .. } => "message ask piece",
+        Message::Piece(piece) if piece.after.is_some() => "message piece after the first",
         Message::Piece(_) => "message piece",
         Message::Confirm { .. } => "message confirm",
         Message::Confirmed { .. } => "message confirmed",
