@@ -409,7 +409,8 @@ impl World {
                     let shard = self.placement.shard_of(key(number).as_bytes());
                     let process = self.machines[to].process.as_ref().expect("it has just acted");
                     let epoch = process.replica.status_of(shard).epoch;
-                    self.written.entry((number, ordered.version.0)).or_insert(epoch);
+                    // The last: what counts is the epoch in which it was safe.
+                    self.written.insert((number, ordered.version.0), epoch);
                 }
                 let run = self.machines[to].run;
                 let process = self.machines[to].process.as_mut().expect("it has just acted");

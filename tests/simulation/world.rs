@@ -150,7 +150,8 @@ pub(crate) struct World {
     pub(crate) placement: Placement,
     pub(crate) clients: Vec<Client>,
     pub(crate) operations: Vec<Operation>,
-    /// Every version that a key was given, by number of the key, and the epoch it was given in.
+    /// Every version that a key was given, by number of the key, and the epoch of the primary that
+    /// answered with it last.
     pub(crate) written: HashMap<(usize, u64), u32>,
     pub(crate) calm: bool,
     pub(crate) ends_at: u64,
