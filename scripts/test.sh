@@ -60,13 +60,14 @@ tests() {
 }
 export -f tests
 
-# All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones.
+# All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones, and for the
+# simulation, which is built apart.
 integration_tests() {
     local file
     for file in tests/*.rs tests/*/main.rs; do
         [[ -f $file ]] || continue
         file=${file#tests/} file=${file%/main.rs} file=${file%.rs}
-        [[ $file == tidy ]] || printf -- '--test %s ' "$file"
+        [[ $file == tidy || $file == simulation ]] || printf -- '--test %s ' "$file"
     done
 }
 
@@ -123,6 +124,9 @@ static_checks
 if [[ ${1:-all} != check ]]; then
     part unit 1500 bash -c 'tests --lib --bins --test tidy'
     part integration 1800 bash -c 'tests "$@"' tests $(integration_tests)
+    # Optimised, since it runs thousands of histories; with the rules that can be broken on purpose.
+    part simulation 2100 env AEGIS_SEEDS="${AEGIS_SEEDS:-5000}" bash -c 'tests "$@"' tests \
+        --cargo-profile simulation --features mutations --test simulation --success-output final
     part doc-tests 600 cargo test --locked --doc
     part build 600 cargo build --locked --bin aegiskv
     part corpus 600 python3 tests/corpus/run.py

@@ -10,7 +10,7 @@ use super::note::HandOver;
 use super::sight::Role;
 use super::view::View;
 use crate::entry::{Position, ShardId};
-use crate::topology::{Seat, Standing};
+use crate::topology::{Configuration, Seat, Standing};
 
 /// Replaces each primary that failed, and moves away each that is better not primary.
 pub(super) fn plan(draft: &mut Draft<'_>) {
@@ -23,8 +23,12 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
                 draft.lead(shard, next, Reason::FailedOver(why));
             }
         } else if needs_epoch(view, shard) {
-            // The same primary is as good as any: it has all that it ever acknowledged.
-            draft.lead(shard, primary, Reason::Renewed);
+            // The same primary is as good as any: it has all that it ever acknowledged. One that was
+            // declared to count, and has not begun to, is declared so once more.
+            let vouches = view.copy(primary, shard).is_none_or(|copy| copy.vouches);
+            let unclean = configuration.unclean && !vouches;
+            let to = Configuration { unclean, ..configuration.clone() };
+            draft.set(shard, to, Reason::Renewed);
         } else if let Some(why) = reason_to_leave(view, primary)
             && view.active(shard).is_some()
             && let Some(next) = successor(draft, shard, &candidates)
