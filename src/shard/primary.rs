@@ -123,7 +123,7 @@ impl Shard {
         }
     }
 
-    /// What breaks a rule: see [`crate::mutation`].
+    /// What breaks a rule: see `mutation`.
     pub(super) fn go_on(&mut self, configuration: Arc<Configuration>) {
         let next = self.last().seq + 1;
         if let Role::Leading(primary) = &mut self.role {

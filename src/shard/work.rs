@@ -239,7 +239,7 @@ impl Shard {
         (detached(effect), verdict)
     }
 
-    /// What breaks a rule: see [`crate::mutation`].
+    /// What breaks a rule: see `mutation`.
     fn refuse_unrecorded(
         &mut self,
         verdict: Verdict,
