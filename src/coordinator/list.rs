@@ -9,6 +9,7 @@ use crate::store::Found;
 use crate::topology::{Copies, NodeId};
 use crate::wire::{self, Ask, Reply};
 
+use super::read::found_of;
 use super::serve::LOOKED_AT_MAX;
 use super::{
     Consistency, Coordinator, Counted, Data, Error, IdempotencyKey, Page, RETRY_AFTER, Write,
@@ -263,17 +264,7 @@ impl Data {
         let looked_at = entries.len();
         let now = Timestamp::now();
         let live = entries.iter().filter(|entry| entry.expires_at.is_none_or(|at| at > now));
-        let entries = live
-            .map(|entry| {
-                Found::elsewhere(
-                    entry.key.as_bytes(),
-                    &entry.value,
-                    &entry.content_type,
-                    entry.version,
-                    entry.expires_at,
-                )
-            })
-            .collect();
+        let entries = live.map(found_of).collect();
         Some(Part { entries, next, node, life, looked_at })
     }
 }

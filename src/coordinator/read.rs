@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::entry::{Position, ShardId, Timestamp, Version};
 use crate::replica::Seen;
+use crate::shard::EntryCopy;
 use crate::store::{Found, Lookup};
 use crate::topology::{Configuration, Copies, NodeId, Seat};
 use crate::wire::{self, Ask, Reply};
@@ -221,15 +222,15 @@ impl Data {
     }
 }
 
-fn lookup_of(entry: Result<crate::shard::EntryCopy, crate::metrics::Miss>) -> Lookup {
+fn lookup_of(entry: Result<EntryCopy, crate::metrics::Miss>) -> Lookup {
     match entry {
-        Ok(entry) => Lookup::Hit(Found::elsewhere(
-            entry.key.as_bytes(),
-            &entry.value,
-            &entry.content_type,
-            entry.version,
-            entry.expires_at,
-        )),
+        Ok(entry) => Lookup::Hit(found_of(&entry)),
         Err(reason) => Lookup::Miss(reason),
     }
+}
+
+/// An entry as another node told it.
+pub(super) fn found_of(entry: &EntryCopy) -> Found {
+    let (value, content_type) = (&entry.value, &entry.content_type);
+    Found::elsewhere(entry.key.as_bytes(), value, content_type, entry.version, entry.expires_at)
 }
