@@ -44,6 +44,11 @@ count() {
             p += add("passed"); s += add("skipped") + add("ignored")
             f += add("failed") + add("timed out") + add("exec failed")
         }
+        # pytest
+        /^=+ .* in [0-9.]+s/ {
+            seen = 1
+            p += add("passed"); s += add("skipped"); f += add("failed") + add("errors?")
+        }
         END {
             if (!seen && code == 0) p = 1
             if (f == 0 && code != 0) f = 1
@@ -92,6 +97,15 @@ dependency_checks() {
     fi
 }
 
+# Packages, real hosts and monitoring, where such tests are.
+ops_tests() {
+    local folder
+    for folder in packages hosts monitoring; do
+        compgen -G "tests/ops/$folder/test_*.py" >/dev/null || continue
+        part "$folder" 1500 tests/ops/run.sh "$folder"
+    done
+}
+
 fuzz_targets() {
     [[ -f fuzz/Cargo.toml ]] || return 0
     if ! cargo fuzz --version >/dev/null 2>&1 &&
@@ -117,6 +131,16 @@ say_ignored() {
     done
 }
 
+# The names of what failed, and how each complained, once more where the totals stand.
+say_failed() {
+    local name
+    for name in "${broken[@]}"; do
+        printf 'failed: %s (%s)\n' "$name" "$logs/$name.log"
+        sed 's/\x1b\[[0-9;]*m//g' "$logs/$name.log" |
+            grep -E -A3 '^ +(FAIL|TIMEOUT|SIGABRT|SIGSEGV) \[|panicked at|^error|^(FAILED|ERROR) ' | cut -c1-300 | tail -40
+    done
+}
+
 if [[ ${1:-all} == check ]]; then scripts/setup.sh build; else scripts/setup.sh test; fi || exit 1
 mkdir -p "$logs"
 
@@ -131,13 +155,14 @@ if [[ ${1:-all} != check ]]; then
     part build 600 cargo build --locked --bin aegiskv
     part corpus 600 python3 tests/corpus/run.py
     part openapi 600 python3 tests/openapi/run.py
+    ops_tests
     fuzz_targets
     say_ignored
 fi
 dependency_checks
 
 printf '\n'
-((${#broken[@]} == 0)) || printf 'failed: %s (logs in %s)\n' "${broken[*]}" "$logs"
+((${#broken[@]} == 0)) || say_failed
 printf 'took %d min %d s\n' $((SECONDS / 60)) $((SECONDS % 60))
 printf 'total: %d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))
