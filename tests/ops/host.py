@@ -203,7 +203,9 @@ class Host:
         With `check=False` returns the finished process instead, whatever its exit code."""
         ssh = ["ssh", "-F", self.lab.ssh_config, self.name, command]
         fed = {"input": stdin} if isinstance(stdin, str) else {"stdin": stdin}
-        done = subprocess.run(ssh, text=True, capture_output=True, timeout=seconds_max, **fed)
+        done = subprocess.run(
+            ssh, text=True, errors="replace", capture_output=True, timeout=seconds_max, **fed
+        )
         if not check:
             return done
         if done.returncode != 0:
