@@ -72,8 +72,8 @@ def test_needrestart_leaves_a_node_alone(kv1):
     def started(service):
         return kv1.run(f"systemctl show -P ExecMainStartTimestampMonotonic {service}")
 
-    # It is how this test speaks to the host.
-    kv1.write("/etc/needrestart/conf.d/ssh.conf", "$nrconf{override_rc}{qr(^ssh)} = 0;\n")
+    # Needrestart 3.6 dies now and then of telling sessions without a terminal (SIGPIPE).
+    kv1.write("/etc/needrestart/conf.d/quiet.conf", "$nrconf{sendnotify} = 0;\n")
     node, other = started("aegiskv"), started("systemd-journald")
     # The same library, as an upgrade of it would bring it: what runs has the old one.
     libc = "/lib/x86_64-linux-gnu/libc.so.6"
