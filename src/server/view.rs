@@ -117,13 +117,7 @@ impl<'a> ClusterView<'a> {
             primary: Some(self.topology.name(configuration.primary.node)),
             voters: names(&configuration.voters),
             learners: names(&configuration.learners),
-            state: match state {
-                ShardState::Healthy => ops::ShardState::Healthy,
-                ShardState::UnderReplicated => ops::ShardState::UnderReplicated,
-                ShardState::CatchingUp => ops::ShardState::CatchingUp,
-                ShardState::Moving => ops::ShardState::Moving,
-                ShardState::Unavailable => ops::ShardState::Unavailable,
-            },
+            state,
             positions: positions.collect(),
         }
     }
