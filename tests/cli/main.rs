@@ -6,3 +6,4 @@ mod dev;
 mod offline;
 mod program;
 mod server;
+mod size;
