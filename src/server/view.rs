@@ -162,5 +162,7 @@ impl<'a> ClusterView<'a> {
                     || self.cluster.seems(member.node) == Some(gossip::State::Alive))
         });
         readings.cluster_members = living.count() as u64;
+        readings.cluster_members_expected = self.topology.members.len() as u64;
+        readings.topology_leader = self.cluster.consensus().leadership().borrow().leads;
     }
 }
