@@ -73,7 +73,9 @@ function mapped(n, own) {
 
 function threshold(n, own) {
   let found = "text";
-  for (const step of own.thresholds?.steps ?? []) if (step.value == null || n >= step.value) found = step.color;
+  for (const step of own.thresholds?.steps ?? []) {
+    if (step.value == null || n >= step.value) found = step.color;
+  }
   return colour(found);
 }
 
@@ -105,10 +107,12 @@ function drawStat(panel, answers, body) {
   if (last === undefined && own.noValue === undefined) throw new Error("no data");
   body.classList.add("stat");
   body.style.background = last === undefined ? "" : threshold(last, own);
-  const text = last === undefined ? own.noValue : mapped(last, own)?.text ?? format(last, own.unit, own.decimals);
+  const text = last === undefined ? own.noValue
+    : mapped(last, own)?.text ?? format(last, own.unit, own.decimals);
   if (panel.options.graphMode === "area" && numbers.length > 1) {
     const high = Math.max(...numbers) || 1;
-    const points = numbers.map((n, x) => `${x / (numbers.length - 1) * 100},${40 - n / high * 30}`);
+    const wide = 100 / (numbers.length - 1);
+    const points = numbers.map((n, x) => `${x * wide},${40 - n / high * 30}`);
     body.innerHTML = `<svg viewBox="0 0 100 40" preserveAspectRatio="none"><polygon
       points="0,40 ${points.join(" ")} 100,40" fill="#ffffff40"/></svg>`;
   }
@@ -124,7 +128,8 @@ function rowsOf(panel, answers) {
     for (const one of answer) {
       const row = { Time: one.value[0], ...one.metric, [value]: Number(one.value[1]) };
       // `merge`: into the row that agrees in all that both have.
-      const same = many && rows.find(r => Object.keys(row).every(k => !(k in r) || r[k] === row[k]));
+      const agrees = other => Object.keys(row).every(k => !(k in other) || other[k] === row[k]);
+      const same = many && rows.find(agrees);
       if (same) Object.assign(same, row); else rows.push(row);
     }
   }
@@ -152,8 +157,8 @@ function drawTable(panel, answers, body) {
     const line = table.appendChild(element("tr", ""));
     for (const name of names) {
       const own = settings(panel, name), value = row[name], map = mapped(value, own);
-      const text = map?.text ?? (typeof value === "number" ? format(value, own.unit, own.decimals) : value ?? "");
-      const cell = line.appendChild(element("td", typeof value === "number" ? "right" : "", text));
+      const plain = typeof value === "number" ? format(value, own.unit, own.decimals) : value;
+      const cell = line.appendChild(element("td", "", map?.text ?? plain ?? ""));
       if (own.custom?.cellOptions?.type === "color-text") {
         cell.style.color = map?.color ? colour(map.color) : threshold(value, own);
       }
@@ -181,8 +186,8 @@ function drawLegend(panel, lines, body) {
     name.append(line.name);
     const numbers = [...line.points.values()].filter(n => !Number.isNaN(n));
     for (const calc of calcs) {
-      const text = numbers.length ? format(CALCS[calc][1](numbers), line.own.unit, line.own.decimals) : "";
-      row.append(element("td", "right", text));
+      const number = numbers.length ? CALCS[calc][1](numbers) : null;
+      row.append(element("td", "right", format(number, line.own.unit, line.own.decimals)));
     }
   }
 }
@@ -193,7 +198,8 @@ function drawLines(panel, answers, body, span) {
   lines.sort((a, b) => a.name.localeCompare(b.name));
   for (const [n, line] of lines.entries()) {
     line.own = settings(panel, line.name);
-    line.colour = line.own.color.mode === "fixed" ? colour(line.own.color.fixedColor) : PALETTE[n % PALETTE.length];
+    const fixed = line.own.color.mode === "fixed";
+    line.colour = fixed ? colour(line.own.color.fixedColor) : PALETTE[n % PALETTE.length];
   }
   const times = [];
   for (let at = span.start; at <= span.end; at += span.step) times.push(at);
@@ -207,18 +213,24 @@ function drawLines(panel, answers, body, span) {
   const plot = body.appendChild(element("div", "plot"));
   drawLegend(panel, lines, body);
   const own = panel.fieldConfig.defaults;
-  const steps = own.custom.thresholdsStyle.mode === "line" ? own.thresholds.steps.filter(s => s.value != null) : [];
-  const axis = { stroke: "#9a9aa8", grid: { stroke: "#ccccdc12", width: 1 }, ticks: { show: false }, font: "11px sans-serif" };
+  const steps = own.custom.thresholdsStyle.mode === "line"
+    ? own.thresholds.steps.filter(step => step.value != null) : [];
+  const high = top => own.max ?? (Math.max(top, steps[0]?.value ?? 0) || 1) * 1.05;
+  const grid = { stroke: "#ccccdc12", width: 1 };
+  const axis = { stroke: "#9a9aa8", grid, ticks: { show: false }, font: "11px sans-serif" };
+  const time = { ...axis, size: 28, values: (_, ticks) => ticks.map(clock) };
+  const value = { ...axis, size: 68, values: (_, ticks) => ticks.map(n => format(n, own.unit)) };
+  const shade = share => Math.round(share * 2.55).toString(16).padStart(2, "0");
   const draw = {
-    width: plot.clientWidth, height: plot.clientHeight, legend: { show: false }, cursor: { show: false },
-    scales: { y: { range: (_, low, high) => [own.min ?? low, own.max ?? (Math.max(high, steps[0]?.value ?? 0) || 1) * 1.05] } },
-    axes: [{ ...axis, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 68, values: (_, ticks) => ticks.map(n => format(n, own.unit)) }],
-    // Of a stack the highest is drawn first, and those below over it.
-    series: [{}, ...lines.map((line, n) => ({
-      stroke: line.colour, width: line.own.custom.lineWidth, points: { show: false },
-      dash: line.own.custom.lineStyle?.dash,
-      fill: line.own.custom.fillOpacity ? line.colour + (Math.round(line.own.custom.fillOpacity * 2.55)).toString(16).padStart(2, "0") : undefined,
-      paths: line.own.custom.drawStyle === "bars" ? uPlot.paths.bars({ size: [0.9, 20] }) : undefined,
+    width: plot.clientWidth, height: plot.clientHeight,
+    legend: { show: false }, cursor: { show: false },
+    scales: { y: { range: (_, low, top) => [own.min ?? low, high(top)] } },
+    axes: [time, value],
+    series: [{}, ...lines.map(({ colour, own: { custom } }) => ({
+      stroke: colour, width: custom.lineWidth, points: { show: false },
+      dash: custom.lineStyle?.dash,
+      fill: custom.fillOpacity ? colour + shade(custom.fillOpacity) : undefined,
+      paths: custom.drawStyle === "bars" ? uPlot.paths.bars({ size: [0.9, 20] }) : undefined,
     }))],
     bands: stacks ? lines.slice(1).map((_, n) => ({ series: [n + 2, n + 1] })) : [],
     hooks: { draw: [chart => {

@@ -44,7 +44,14 @@ def within_its_files(command):
     if Path("/usr/share/prometheus").exists():
         return command
     own = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-    return [*own, "sh", "-c", 'mount --bind "$0" /usr/share && exec "$@"', UNPACKED / "share", *command]
+    return [
+        *own,
+        "sh",
+        "-c",
+        'mount --bind "$0" /usr/share && exec "$@"',
+        UNPACKED / "share",
+        *command,
+    ]
 
 
 def binary():
@@ -92,7 +99,10 @@ class Daemon:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(20)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 class Alertmanager(Daemon):

@@ -13,7 +13,10 @@ import board
 
 # Rules of the linter that a panel may break, with the reason: (rule, panel).
 EXCEPTIONS = {
-    ("target-instance-rule", "Alerts"): "an alert about a cluster has no instance; it must show too",
+    (
+        "target-instance-rule",
+        "Alerts",
+    ): "an alert about a cluster has no instance; it must show too",
     ("target-counter-agg-rule", "Unclean recoveries"): "counted at the start, before the first "
     "scrape, so an increase would not show it",
     ("target-counter-agg-rule", "Damage in the log"): "the same",
@@ -94,7 +97,11 @@ def lint_target(title, target):
 def lint(dashboard):
     """(rule, panel, complaint) for all that the linter would complain of."""
     if dashboard["editable"]:
-        yield "uneditable-dashboard", dashboard["title"], "it is provisioned, so edits would be lost"
+        yield (
+            "uneditable-dashboard",
+            dashboard["title"],
+            "it is provisioned, so edits would be lost",
+        )
     yield from lint_variables(dashboard)
     for panel in board.panels(dashboard):
         yield from lint_panel(panel)

@@ -32,7 +32,7 @@ def instance(node):
 
 
 def chosen(value):
-    """A choice of a variable as Grafana writes it into a query: a regular expression in a string."""
+    """A choice as Grafana writes it into a query: a regular expression within a string."""
     return re.escape(value).replace("\\", r"\\")
 
 
@@ -52,7 +52,7 @@ def test_a_killed_node_is_told_of_and_its_return_too(stack):
     told = stack.await_alerts(*missing)
     assert told["AegisKVNodeDown"][0]["labels"]["instance"] == instance(leader)
     assert told["AegisKVNodeDown"][0]["labels"]["cluster"] == "main"
-    assert told["AegisKVMembersMissing"][0]["annotations"]["summary"].endswith("missing: -1")
+    assert told["AegisKVMembersMissing"][0]["annotations"]["summary"].endswith("missing: 1")
     assert set(missing) <= alert_panel(stack)
     for name in missing:
         for text in told[name][0]["annotations"].values():
@@ -180,7 +180,12 @@ def test_a_lost_majority_and_a_lost_cluster_are_told_of(stack):
     first.kill()
     stack.await_alerts("AegisKVClusterDown")
     # What follows from it is not said beside it.
-    wait("it is inhibited", lambda: stack.alertmanager.firing()["AegisKVNodeDown"][0]["status"]["state"] == "suppressed")
+    wait(
+        "it is inhibited",
+        lambda: (
+            stack.alertmanager.firing()["AegisKVNodeDown"][0]["status"]["state"] == "suppressed"
+        ),
+    )
     for node in stack.cluster.nodes:
         node.launch()
     for node in stack.cluster.nodes:

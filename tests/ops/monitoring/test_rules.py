@@ -47,7 +47,9 @@ def firing():
 
 
 def test_promtool_takes_the_rules():
-    out = run(tool("promtool"), "check", "rules", *map(str, (board.GRAFANA / "rules").glob("*.yml")))
+    out = run(
+        tool("promtool"), "check", "rules", *map(str, (board.GRAFANA / "rules").glob("*.yml"))
+    )
     assert out.count("SUCCESS") == 2
 
 
