@@ -214,7 +214,7 @@ class Cluster:
         "gossip_secret": "a-secret-that-is-only-good-for-tests-1",
         "tls_enabled": "true",
     }
-    LIVE = {"max_memory_mb": 64, "eviction_policy": "none", "max_conns": 200}
+    LIVE = {"max_memory_mb": 32, "eviction_policy": "none", "max_conns": 200}
 
     def __init__(self, folder):
         program = binary()
@@ -337,7 +337,7 @@ class Stack:
         for node in self.cluster.nodes:
             node.kill()
 
-    def await_alerts(self, *names, seconds=60):
+    def await_alerts(self, *names, seconds=90):
         """Waits until Alertmanager has all of them; gives what it has."""
         told = {}
 

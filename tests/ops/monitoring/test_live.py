@@ -137,9 +137,9 @@ def test_a_refused_reload_is_told_of_until_it_is_mended(stack):
 
 
 def test_settings_that_differ_are_told_of_until_they_are_equal(stack):
-    assert stack.cluster.nodes[1].reload(max_memory_mb=80) == 200
+    assert stack.cluster.nodes[1].reload(max_memory_mb=40) == 200
     stack.await_alerts("AegisKVConfigSkew")
-    assert stack.cluster.nodes[1].reload(max_memory_mb=64) == 200
+    assert stack.cluster.nodes[1].reload(max_memory_mb=32) == 200
     stack.await_calm("AegisKVConfigSkew")
 
 
@@ -159,9 +159,9 @@ def test_full_memory_is_told_of_until_there_is_room(stack):
     fill_memory(stack.cluster, 0.92)
     stack.await_alerts("AegisKVMemoryHigh")
     full = ["AegisKVMemoryFull", "AegisKVErrors"]
-    stack.cluster.reload(max_memory_mb=58)
+    stack.cluster.reload(max_memory_mb=29)
     stack.await_alerts(*full)
-    stack.cluster.reload(max_memory_mb=256)
+    stack.cluster.reload(max_memory_mb=128)
     stack.await_calm("AegisKVMemoryHigh", *full)
 
 
