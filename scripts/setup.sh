@@ -7,7 +7,7 @@ set -euo pipefail
 # command to look for -> Debian package that brings it
 declare -A package=(
     [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
-    [chromium]=chromium [npm]=npm
+    [chromium]=chromium
 )
 
 need_commands() {
@@ -60,9 +60,11 @@ test)
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
     unpack_packages prometheus prometheus-alertmanager ||
         echo "the monitoring is not tested without Debian's prometheus" >&2
-    # The dashboard is drawn by a browser, with a library from npm.
-    ((EUID != 0)) || (need_commands chromium npm) ||
-        echo "the dashboard is not drawn without chromium and npm" >&2
+    # The dashboard is drawn by a browser. The library for it comes by npm, which is not installed
+    # here: Debian's brings hundreds of packages along.
+    ((EUID != 0)) || (need_commands chromium) ||
+        echo "the dashboard is not drawn without chromium" >&2
+    command -v npm >/dev/null || echo "the dashboard is not drawn without npm" >&2
     # Only root can cut networks; tests that do are skipped where that cannot be.
     ((EUID != 0)) || (need_commands ip nft) || echo "networks are not cut without ip and nft" >&2
     ;;
