@@ -12,8 +12,10 @@ use serde_json::Value as Json;
 fn documents() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = vec![root.join("README.md")];
-    let entries = fs::read_dir(root.join("docs")).expect("the documents can be listed");
-    paths.extend(entries.map(|entry| entry.expect("an entry").path()));
+    for folder in ["docs", "grafana", "grafana/runbooks"] {
+        let entries = fs::read_dir(root.join(folder)).expect("the documents can be listed");
+        paths.extend(entries.map(|entry| entry.expect("an entry").path()));
+    }
     paths.retain(|path| {
         path.extension().is_some_and(|extension| extension == "md") && !path.ends_with("cli.md")
     });
