@@ -140,6 +140,7 @@ impl Client {
     /// An address, a token or a certificate that cannot be used.
     pub(crate) fn new(connection: &Connection) -> anyhow::Result<Self> {
         let target = connection.target()?;
+        let ops = connection.ops_target().map_err(|usage| usage.0);
         let mut builder = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -154,6 +155,9 @@ impl Client {
                 .filter(|certificates| !certificates.is_empty())
                 .with_context(|| format!("{} holds no PEM certificate", path.display()))?;
             builder = builder.tls_certs_only(certificates);
+        } else if !target.tls && !ops.as_ref().is_ok_and(|ops| ops.tls) {
+            // The system's would be read and not used; a small container has none.
+            builder = builder.tls_certs_only([]);
         }
         if let (Some(cert), Some(key)) = (&connection.cert, &connection.key) {
             let mut pem = read(cert, "the certificate")?;
@@ -166,9 +170,12 @@ impl Client {
         }
         let token = connection.secret()?.map(|token| bearer(&token)).transpose()?;
         Ok(Self {
-            http: builder.build().context("cannot set up the HTTP client")?,
+            http: builder.build().context(
+                "cannot set up TLS; if this system has no certificates to trust, give the CA \
+                 that signed the server's with --ca or AEGISKV_CA",
+            )?,
             base: target.origin(),
-            ops: connection.ops_target().map_err(|usage| usage.0),
+            ops,
             token,
             shows_certificate: connection.cert.is_some(),
         })

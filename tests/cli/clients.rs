@@ -212,6 +212,21 @@ fn tls_works_with_issued_certificates_and_explains_itself_without() {
 }
 
 #[test]
+fn a_system_without_certificates_is_good_enough_for_plain_http() {
+    let server = Server::start(&[]);
+    let nothing = tempfile::tempdir().expect("a directory");
+    let bare = |arguments: &[&str]| {
+        let dir = nothing.path().to_str().expect("its path is text");
+        server.call(arguments).env("SSL_CERT_DIR", dir).env("SSL_CERT_FILE", "")
+    };
+    bare(&["put", "k", "v"]).run().done();
+    bare(&["status"]).run().done();
+    let outcome = bare(&["get", "k", "--addr", &format!("https://{}", server.addr)]).run();
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("--ca"), "{}", outcome.stderr);
+}
+
+#[test]
 fn status_shows_the_node_and_its_shards() {
     let server = Server::start(&["--node-id", "kv1", "--num-shards", "16"]);
     let table = server.call(&["status"]).run().done();
