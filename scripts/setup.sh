@@ -7,6 +7,8 @@ set -euo pipefail
 # command to look for -> Debian package that brings it
 declare -A package=(
     [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
+    [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
+    [podman]=podman [runc]=runc
 )
 
 need_commands() {
@@ -41,8 +43,13 @@ test)
     need_commands cc make curl git python3
     # Debian keeps the virtual environments of its own Python in a package apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
-    # Only root can cut networks; tests that do are skipped where that cannot be.
-    ((EUID != 0)) || (need_commands ip nft) || echo "networks are not cut without ip and nft" >&2
+    # Only root can cut networks, boot hosts and run containers; tests that do are skipped where
+    # that cannot be.
+    if ((EUID == 0)); then
+        (need_commands ip nft) || echo "networks are not cut without ip and nft" >&2
+        (need_commands mmdebstrap systemd-nspawn ssh podman runc) ||
+            echo "tests on hosts and containers of their own are skipped" >&2
+    fi
     ;;
 *)
     echo "usage: setup.sh build|test" >&2

@@ -80,9 +80,11 @@ class Failed(Exception):
 
 
 class Lab:
-    """Hosts of the given names, booted, with the network between them. A context manager."""
+    """Hosts of the given names, booted, with the network between them. A context manager.
 
-    def __init__(self, *names):
+    With `boot=False` there is just a network namespace for each, as `id` names it."""
+
+    def __init__(self, *names, boot=True):
         self.name = f"aegis-{os.getpid()}-{next(labs)}"
         self.bridge = f"{self.name}-net"
         # Disks may grow; what is small goes where paths are short, as sockets want it.
@@ -90,6 +92,7 @@ class Lab:
         self.dir = Path(tempfile.gettempdir(), self.name)
         self.ssh_config = self.dir / "ssh_config"
         self.hosts = [Host(self, name, 11 + index) for index, name in enumerate(names)]
+        self.boot = boot
         self.address = None
         self.closing = contextlib.ExitStack()
 
@@ -101,13 +104,8 @@ class Lab:
                 self.disks.mkdir(parents=True)
                 self.dir.mkdir(mode=0o700)
                 self._lay_network()
-            self._write_ssh_config()
-            for host in self.hosts:
-                host.prepare()
-            for host in self.hosts:
-                host.launch()
-            for host in self.hosts:
-                host.wait_booted()
+            if self.boot:
+                self._boot()
             self.closing = undo.pop_all()
         return self
 
@@ -137,6 +135,15 @@ class Lab:
     def mend(self):
         # Declared before it is deleted, lest it not be there.
         self._nft("table bridge cuts\ndelete table bridge cuts\n")
+
+    def _boot(self):
+        self._write_ssh_config()
+        for host in self.hosts:
+            host.prepare()
+        for host in self.hosts:
+            host.launch()
+        for host in self.hosts:
+            host.wait_booted()
 
     def _nft(self, script):
         call("ip", "netns", "exec", self.bridge, "nft", "-f", "-", input=script)
@@ -380,7 +387,7 @@ def remove_leftovers():
 
 def remove(lab):
     """Ends all hosts of the lab of this name and removes all it had, whatever there is of it."""
-    groups = [group for name in CONTROLLERS for group in (CGROUPS / name).glob(f"{lab}-*")]
+    groups = list(CGROUPS.glob(f"*/{lab}-*"))
     for group in groups:
         end_processes(group)
     for group in groups:
@@ -390,6 +397,10 @@ def remove(lab):
         call("ip", "link", "del", lab)
     for namespace in Path("/run/netns").glob(f"{lab}-*"):
         call("ip", "netns", "del", namespace.name)
+    # Containers' disks are mounted there.
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+        if (mounted := line.split()[1]).startswith(f"{disks() / lab}/"):
+            call("umount", mounted)
     shutil.rmtree(disks() / lab, ignore_errors=True)
     shutil.rmtree(Path(tempfile.gettempdir(), lab), ignore_errors=True)
 

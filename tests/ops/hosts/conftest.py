@@ -23,7 +23,7 @@ def machine(repository):
     with host.Lab("kv1") as lab:
         (machine,) = lab.hosts
         url = lab.serve(repository)
-        machine.send(repository / "aegiskv-archive-keyring.gpg", KEYRING)
+        machine.send(repository / "apt/aegiskv-archive-keyring.gpg", KEYRING)
         machine.write(
             "/etc/apt/sources.list.d/aegiskv.list",
             f"deb [signed-by={KEYRING}] {url}/apt stable main\n",
