@@ -10,7 +10,7 @@ CLIENT_PORT ?= 7700
 QUICK ?=
 export CLIENT_PORT
 
-.PHONY: help run test check bench fmt clean
+.PHONY: help run test check dist repo bench fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,21 @@ test: ## everything that holds AegisKV to its word, fast parts first; totals at 
 check: ## format, clippy, documentation, licences and sources of dependencies
 	@scripts/test.sh check
 
+dist: ## what is published, into dist/: packages, tarball, image, bill of materials, checksums
+	@scripts/setup.sh dist
+	@scripts/dist.sh
+
+# Whatever goes into what is published: these files, and which commit it is.
+sources = $(wildcard $(shell git rev-parse --git-path logs/HEAD; \
+	git ls-files Cargo.* src packaging systemd scripts CHANGELOG.md LICENSE README.md))
+
+dist/SHA256SUMS: $(sources)
+	@$(MAKE) dist
+
+repo: dist/SHA256SUMS ## signed repositories of that for apt and dnf, into repo/
+	@scripts/setup.sh repo
+	@scripts/repo.sh
+
 bench: ## side by side with its peers; writes docs/benchmarks.md
 	@scripts/setup.sh build
 	@python3 benches/compare.py $(if $(QUICK),--quick)
@@ -33,3 +48,4 @@ fmt: ## format the code
 
 clean: ## remove what was built
 	cargo clean
+	rm -rf dist repo

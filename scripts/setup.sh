@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the tools a target needs are there: `setup.sh build|test`.
+# Makes sure that the tools a target needs are there: `setup.sh build|dist|repo|test`.
 # Debian packages are installed when run as root; otherwise it says which are
 # missing. Nothing here touches what is already installed.
 set -euo pipefail
@@ -7,7 +7,9 @@ set -euo pipefail
 # command to look for -> Debian package that brings it
 declare -A package=(
     [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
-    [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
+    [dpkg-shlibdeps]=dpkg-dev [objcopy]=binutils [buildah]=buildah [mmdebstrap]=mmdebstrap
+    [apt-ftparchive]=apt-utils [gpg]=gpg [gpg-agent]=gpg-agent [createrepo_c]=createrepo-c
+    [rpmsign]=rpm [systemd-nspawn]=systemd-container [ssh]=openssh-client
     [podman]=podman [runc]=runc
 )
 
@@ -31,6 +33,18 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@" >/dev/null
 }
 
+# need_cargo_tool COMMAND CRATE VERSION [LIBRARY...]: the libraries are optimised.
+need_cargo_tool() {
+    local found optimised=() library
+    found=$(cargo "$1" --version 2>/dev/null) || true
+    [[ ${found##* } != "$3" ]] || return 0
+    for library in "${@:4}"; do
+        optimised+=(--config "profile.dev.package.$library.opt-level=3")
+    done
+    echo "installing $2 $3"
+    cargo install --locked --debug --quiet --force "${optimised[@]}" "$2@$3"
+}
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is not on the PATH; install Rust 1.95 or newer from https://rustup.rs" >&2
     exit 1
@@ -39,6 +53,18 @@ fi
 case "${1:-build}" in
 # jemalloc and aws-lc are C libraries that are built from source.
 build) need_commands cc make curl ;;
+dist)
+    need_commands cc make git dpkg-shlibdeps objcopy
+    # The image can be left out, and is where these are not.
+    ((EUID != 0)) || need_commands buildah mmdebstrap
+    # Their versions are part of what makes packages the same everywhere. Built with debug settings,
+    # which takes half the time, but for what compresses and adds up.
+    need_cargo_tool deb cargo-deb 3.8.0 lzma-sys xz2 md-5 digest block-buffer
+    need_cargo_tool generate-rpm cargo-generate-rpm 0.21.1 \
+        zstd-sys zstd-safe sha2 sha3 keccak sha1 md-5 digest block-buffer generic-array rpm
+    need_cargo_tool cyclonedx cargo-cyclonedx 0.5.9
+    ;;
+repo) need_commands apt-ftparchive gpg gpg-agent createrepo_c rpmsign ;;
 test)
     need_commands cc make curl git python3
     # Debian keeps the virtual environments of its own Python in a package apart.
@@ -52,7 +78,7 @@ test)
     fi
     ;;
 *)
-    echo "usage: setup.sh build|test" >&2
+    echo "usage: setup.sh build|dist|repo|test" >&2
     exit 2
     ;;
 esac

@@ -1,12 +1,15 @@
-//! The process among others: what it tells systemd, its pid file, how many files it may open.
+//! The process among others: what it tells systemd and whoever asks for a reload, its pid file, how
+//! many files it may open.
 //!
 //! Nothing here changes the environment or ends the process.
 
 mod notify;
 mod pid_file;
+mod reload_report;
 
 pub use notify::{Notifier, Watchdog};
 pub use pid_file::{PidFile, PidFileError};
+pub use reload_report::ReloadReport;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

@@ -16,6 +16,7 @@ mod list;
 mod log;
 mod node;
 mod reference;
+mod reload;
 mod settings;
 mod status;
 mod token;
@@ -72,6 +73,7 @@ enum Command {
     Import(transfer::Import),
     Node(node::Node),
     Config(settings::Settings),
+    Reload(reload::Reload),
     Certs(certs::Certs),
     Token(token::Token),
     Wal(log::Log),
@@ -97,7 +99,7 @@ impl Command {
             Self::Bench(command) => Some(&mut command.connection),
             Self::Node(command) => command.connection(),
             Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Wal(_) => None,
-            Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Reload(_) | Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
         }
     }
 
@@ -114,6 +116,7 @@ impl Command {
             Self::Import(command) => wait(command.run()),
             Self::Node(command) => wait(command.run()),
             Self::Config(command) => command.run(),
+            Self::Reload(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(_) => token::Token::run(),
             Self::Wal(command) => command.run(),

@@ -15,7 +15,7 @@ use crate::logging::LevelControl;
 use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
 use crate::peer::Refusal;
-use crate::process::Notifier;
+use crate::process::{Notifier, ReloadReport};
 
 use super::apply_live;
 use super::cluster::Cluster;
@@ -128,6 +128,7 @@ impl Node {
     /// Reads the configuration again and applies what may change while the node runs.
     pub(super) async fn reload_now(&self) -> Result<Reloaded, ActionError> {
         let _one = self.reloading.lock().await;
+        let begun_usec = ReloadReport::now_usec();
         self.notifier.reloading();
         let outcome = self.apply_again();
         self.reload_ok.store(outcome.is_ok(), Ordering::Relaxed);
@@ -144,6 +145,13 @@ impl Node {
                 tracing::error!(%reason, "configuration not reloaded; the old one stays in force");
                 self.notifier.ready(&format!("serving; reload refused: {reason}"));
             }
+        }
+        // After the word to systemd, which otherwise takes the reload for unfinished when whoever
+        // asked for it is through.
+        if let Some(directory) = ReloadReport::directory()
+            && let Err(error) = begun_usec.and_then(|at| report(at, &outcome).write(&directory))
+        {
+            tracing::warn!(%error, "`aegiskv reload` is not told what came of it");
         }
         outcome
     }
@@ -286,8 +294,27 @@ pub(super) fn insecure(config: &Config) -> impl Iterator<Item = crate::config::E
 
 /// An action's error with all that it carries, on one line.
 fn reasons(error: &ActionError) -> String {
+    problems(error).join("; ")
+}
+
+fn problems(error: &ActionError) -> Vec<String> {
     match error {
-        ActionError::Refused { problems } => problems.join("; "),
-        other => super::chain(other),
+        ActionError::Refused { problems } => problems.clone(),
+        other => vec![super::chain(other)],
+    }
+}
+
+fn report(begun_usec: u64, outcome: &Result<Reloaded, ActionError>) -> ReloadReport {
+    match outcome {
+        Ok(done) => ReloadReport {
+            begun_usec,
+            applied: done.applied.clone(),
+            needs_restart: done.needs_restart.clone(),
+            warnings: done.warnings.clone(),
+            problems: Vec::new(),
+        },
+        Err(error) => {
+            ReloadReport { begun_usec, problems: problems(error), ..ReloadReport::default() }
+        }
     }
 }

@@ -490,6 +490,48 @@ async fn the_views_of_the_operations_port_agree_with_the_node() {
     assert_eq!(ops(&node, "/ready").await["ready"], true);
 }
 
+/// Runs `aegiskv reload` as the unit does: whether it succeeded, and all it said.
+fn reload(node: &Node, runtime: &std::path::Path) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
+    command.arg("reload").arg(node.pid().to_string()).env("RUNTIME_DIRECTORY", runtime);
+    let done = command.output().unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    (done.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test]
+async fn the_reload_command_waits_for_the_outcome_and_fails_with_its_reason() {
+    let mut home = Home::new(json!({}));
+    let runtime = home.dir.path().join("run");
+    fs::create_dir(&runtime).unwrap();
+    let mut command = home.command();
+    command.env("RUNTIME_DIRECTORY", &runtime);
+    let mut node = home.spawn_with(command);
+    node.wait_ready().await;
+
+    home.set(json!({ "log_level": "debug", "num_shards": 16 }));
+    let expected = "reloaded: log_level\nin force only after a restart: num_shards\n";
+    assert_eq!(reload(&node, &runtime), (true, expected.to_owned()));
+
+    home.set(json!({ "num_shards": 256, "auth_token_file": "/nonexistent/token" }));
+    let (succeeded, said) = reload(&node, &runtime);
+    assert!(!succeeded && said.contains("/nonexistent/token"), "{said}");
+    assert!(said.contains("the old configuration stays in force"), "{said}");
+    assert_eq!(metric(&node, "aegis_config_reload_success").await, 0.0);
+
+    home.set(json!({ "auth_token_file": "" }));
+    let expected = "reloaded, secrets and certificates too; no setting has changed\n";
+    assert_eq!(reload(&node, &runtime), (true, expected.to_owned()));
+
+    // One that cannot answer is not waited for without end.
+    let gone = home.dir.path().join("gone");
+    assert!(reload(&node, &gone).1.contains("RuntimeDirectory="));
+    node.signal(Signal::SIGTERM);
+    node.wait(SOON);
+    let (succeeded, said) = reload(&node, &runtime);
+    assert!(!succeeded && said.contains("cannot signal process"), "{said}");
+}
+
 /// What a service manager hears, until `until` is among it.
 fn heard(socket: &std::os::unix::net::UnixDatagram, until: &str) -> String {
     let mut all = String::new();
