@@ -91,12 +91,15 @@ def wait_for_three(containers):
 
 
 class Engine:
-    """Podman with images, containers and volumes of its own, which go with the lab."""
+    """Podman with images, containers and volumes of its own, in memory, which go with the lab."""
 
     def __init__(self, lab):
         self.lab = lab
+        store = lab.disks / "podman"
+        store.mkdir()
+        host.call("mount", "-t", "tmpfs", "tmpfs", store)
         self.podman = [
-            *("podman", "--root", lab.disks / "podman", "--runroot", lab.dir / "podman"),
+            *("podman", "--root", store, "--runroot", lab.dir / "podman"),
             # Of Debian's runtimes, the one that takes cgroups as they are here.
             *("--runtime", shutil.which("runc"), "--cgroup-manager", "cgroupfs"),
             *("--events-backend", "file", "--tmpdir", lab.dir / "libpod"),
