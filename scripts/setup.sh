@@ -7,9 +7,10 @@ set -euo pipefail
 # command to look for -> Debian package that brings it
 declare -A package=(
     [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
-    [dpkg-shlibdeps]=dpkg-dev [objcopy]=binutils [buildah]=buildah [mmdebstrap]=mmdebstrap
+    [dpkg-shlibdeps]=dpkg-dev [objcopy]=binutils [buildah]=buildah
     [apt-ftparchive]=apt-utils [gpg]=gpg [gpg-agent]=gpg-agent [createrepo_c]=createrepo-c
-    [rpmsign]=rpm [systemd-nspawn]=systemd-container [ssh]=openssh-client
+    [rpmsign]=rpm
+    [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
     [podman]=podman [runc]=runc
 )
 
