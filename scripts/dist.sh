@@ -46,21 +46,36 @@ build() {
 # What is made by the program itself, and what comes compressed, laid out as it is to be installed.
 stage() {
     local share=$stage/usr/share
-    mkdir -p "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions} \
+    mkdir -p "$stage/usr/bin" "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions} \
         "$share"/{fish/vendor_completions.d,doc/aegiskv}
+    program_and_symbols
     "$program" man --dir "$share/man/man1" 2>/dev/null
     gzip -9n "$share"/man/man1/*
     "$program" completions bash >"$share/bash-completion/completions/aegiskv"
     "$program" completions zsh >"$share/zsh/vendor-completions/_aegiskv"
     "$program" completions fish >"$share/fish/vendor_completions.d/aegiskv.fish"
     gzip -9nc CHANGELOG.md >"$share/doc/aegiskv/changelog.gz"
-    debian_changelog | gzip -9n >"$share/doc/aegiskv/changelog.Debian.gz"
+    debian_changelog aegiskv | gzip -9n >"$share/doc/aegiskv/changelog.Debian.gz"
+    mkdir "$share/doc/aegiskv-dbgsym"
+    debian_changelog aegiskv-dbgsym | gzip -9n >"$share/doc/aegiskv-dbgsym/changelog.Debian.gz"
+}
+
+# The program without its symbols, and those by themselves, where debuggers look for them.
+program_and_symbols() {
+    local id symbols
+    id=$(readelf --notes "$program" | sed -nE 's/ *Build ID: ([0-9a-f]+)/\1/p')
+    symbols=$stage/usr/lib/debug/.build-id/${id:0:2}/${id:2}.debug
+    mkdir -p "${symbols%/*}"
+    objcopy --only-keep-debug "$program" "$symbols"
+    chmod 0644 "$symbols"
+    strip -o "$stage/usr/bin/aegiskv" "$program"
 }
 
 # Debian's own changelog is about the packaging; what users notice is in the other one.
+# debian_changelog PACKAGE
 debian_changelog() {
     cat <<-END
-	aegiskv ($version-1) unstable; urgency=medium
+	$1 ($version-1) unstable; urgency=medium
 
 	  * Version $version; what is new is in changelog.gz.
 
@@ -68,13 +83,9 @@ debian_changelog() {
 	END
 }
 
-# With the program stripped; the rest of the packages take it from there.
 debian_packages() {
-    cargo deb --quiet --locked --no-build --profile dist --dbgsym --output dist/
-    local symbols=dist/aegiskv-dbgsym_$version-1_amd64
-    mv "$symbols.ddeb" "$symbols.deb"
-    dpkg-deb --fsys-tarfile "dist/aegiskv_$version-1_amd64.deb" | tar -xC "$stage" ./usr/bin
-    dpkg-deb --fsys-tarfile "$symbols.deb" | tar -xC "$stage"
+    cargo deb --quiet --locked --no-build --output dist/
+    cargo deb --quiet --locked --no-build --output dist/ --variant dbgsym
 }
 
 rpm_packages() {
@@ -123,7 +134,7 @@ image() {
         --timestamp "$SOURCE_DATE_EPOCH" --build-arg BASE="$base" --tag "$name" \
         --file packaging/Dockerfile dist >/dev/null
     buildah_here push --quiet "$name" "docker-archive:$stage/image.tar:$name"
-    gzip -9nc "$stage/image.tar" >dist/aegiskv-image-amd64.tar.gz
+    gzip -nc "$stage/image.tar" >dist/aegiskv-image-amd64.tar.gz
 }
 
 # base_image NAME

@@ -19,9 +19,11 @@ const FOREIGN: &[&str] = &[
     ".venv",
     "benches/out",
     "data",
+    "dist",
     "fuzz/artifacts",
     "fuzz/corpus",
     "fuzz/target",
+    "repo",
     "target",
 ];
 

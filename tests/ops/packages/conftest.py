@@ -38,7 +38,7 @@ def unpacked(published, tmp_path_factory):
         tree = tmp_path_factory.mktemp(kind)
         package = getattr(published, kind)
         if kind == "rpm":
-            commands = f"rpm2cpio {package} | cpio --quiet -idm -D {tree}"
+            commands = f"rpm2archive -n <{package} | tar -xC {tree}"
         elif kind == "tarball":
             commands = f"tar -xzf {package} -C {tree}"
         else:

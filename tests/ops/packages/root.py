@@ -1,9 +1,9 @@
 """A Debian system that is not booted, to run package managers and their scripts in.
 
 An overlay on the root that hosts are made from, mounted for each command in a namespace of its own,
-so that nothing outlives the command but the files. `systemctl` there is a stand-in that remembers
-whether the node runs and writes down what it is told; deb-systemd-helper and -invoke are the real
-ones.
+so that nothing outlives the command but the files. `systemctl` there writes down what it is told,
+and remembers whether the node runs; the real one does what needs no running systemd.
+deb-systemd-helper and -invoke are the real ones.
 """
 
 import os
@@ -16,16 +16,16 @@ SYSTEMCTL = """\
 #!/bin/sh
 echo "$*" >>/told
 case "$*" in
-*is-enabled*) [ -e /etc/systemd/system/multi-user.target.wants/aegiskv.service ] && echo enabled ;;
+--root=*) exec systemctl.real "$@" ;;
+*is-enabled* | *preset*) exec systemctl.real --root=/ "$@" ;;
+*disable*) rm -f /running && exec systemctl.real --root=/ disable aegiskv.service ;;
 *is-active*) [ -e /running ] ;;
-*disable*) rm -f /etc/systemd/system/multi-user.target.wants/aegiskv.service /running ;;
-*restart*) : >/running ;;
 *start*) : >/running ;;
 *stop*) rm -f /running ;;
 esac
 """
-# What it is told that changes nothing.
-QUESTIONS = ("is-enabled", "is-active", "daemon-reload")
+# What is no news: questions, and what deb-systemd-helper lays down on disk.
+NO_NEWS = ("is-enabled", "is-active", "daemon-reload", "--root=")
 
 ENTER = """
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
@@ -56,6 +56,7 @@ class Root:
         for name in ("upper", "work", "root"):
             (directory / name).mkdir()
         (self.files / "usr/bin").mkdir(parents=True)
+        shutil.copy(host.base() / "usr/bin/systemctl", self.files / "usr/bin/systemctl.real")
         self.write("usr/bin/systemctl", SYSTEMCTL, 0o755)
 
     @property
@@ -105,11 +106,11 @@ class Root:
         self.run("mkdir -p /run/systemd/system")
 
     def told(self):
-        """What systemctl was told to do since the last call, but for questions."""
+        """What systemctl was told to do since the last call, but for what is no news."""
         path = self.files / "told"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
-        return [line for line in lines if not any(word in line for word in QUESTIONS)]
+        return [line for line in lines if not any(word in line for word in NO_NEWS)]
 
     @property
     def running(self):

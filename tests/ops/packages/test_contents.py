@@ -92,6 +92,7 @@ def test_the_debian_packages_say_what_they_are(published):
     assert re.match(r"libc6 \(>= 2\.\d+\), ", depends), depends
     assert "systemd | systemd-standalone-sysusers | systemd-sysusers" in depends
     assert field(published.dbgsym, "Package") == "aegiskv-dbgsym"
+    assert field(published.dbgsym, "Depends") == f"aegiskv (= {VERSION}-1)"
     conffiles = output("dpkg-deb", "-I", published.deb, "conffiles").split()
     assert sorted(conffiles) == sorted(f"/{path}" for path in FILES if path.startswith("etc/"))
 

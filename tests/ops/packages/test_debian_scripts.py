@@ -271,7 +271,7 @@ def test_while_it_is_deconfigured_the_node_runs_on(installed, tmp_path, fails):
     printed = root.dpkg("--auto-deconfigure -i", root.send(breaking), check=False)
     assert "De-configuring aegiskv" in printed
     assert root.told() == [] and root.running
-    assert status(root) == (f"installed {OLD}" if fails else f"unpacked {OLD}")
+    assert status(root) == (f"installed {OLD}" if fails else f"half-configured {OLD}")
 
 
 def test_owners_that_the_operator_has_laid_down_hold(root, packages):
