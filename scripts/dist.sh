@@ -20,7 +20,7 @@ main() {
     debian_packages
     rpm_packages
     tarball
-    bill_of_materials
+    scripts/bill_of_materials.py dist/aegiskv.cdx.json
     image
     rm -r "$stage"
     (cd dist && sha256sum -- * >SHA256SUMS)
@@ -46,8 +46,8 @@ build() {
 # What is made by the program itself, and what comes compressed, laid out as it is to be installed.
 stage() {
     local share=$stage/usr/share
-    mkdir -p "$stage/usr/bin" "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions} \
-        "$share"/{fish/vendor_completions.d,doc/aegiskv}
+    mkdir -p "$stage/usr/bin" "$share"/{man/man1,doc/aegiskv,bash-completion/completions} \
+        "$share"/{zsh/vendor-completions,fish/vendor_completions.d}
     program_and_symbols
     "$program" man --dir "$share/man/man1" 2>/dev/null
     gzip -9n "$share"/man/man1/*
@@ -66,7 +66,7 @@ program_and_symbols() {
     id=$(readelf --notes "$program" | sed -nE 's/ *Build ID: ([0-9a-f]+)/\1/p')
     symbols=$stage/usr/lib/debug/.build-id/${id:0:2}/${id:2}.debug
     mkdir -p "${symbols%/*}"
-    objcopy --only-keep-debug "$program" "$symbols"
+    objcopy --only-keep-debug --compress-debug-sections "$program" "$symbols"
     chmod 0644 "$symbols"
     strip -o "$stage/usr/bin/aegiskv" "$program"
 }
@@ -106,25 +106,17 @@ tarball() {
         --mtime="@$SOURCE_DATE_EPOCH" -c . | gzip -9n >dist/aegiskv-linux-amd64.tar.gz
 }
 
-# CycloneDX: every library that is linked in, with its version and licence.
-bill_of_materials() {
-    cargo cyclonedx --quiet --format json --spec-version 1.5 \
-        --target x86_64-unknown-linux-gnu --override-filename aegiskv.cdx
-    sed "s|file://$PWD|file:///build/aegiskv|g" aegiskv.cdx.json >dist/aegiskv.cdx.json
-    rm aegiskv.cdx.json
-}
-
 # An archive for `docker load` and `podman load`. Where the base image cannot be pulled, its like is
-# made from Debian's packages.
+# made from Debian's packages. AEGIS_BASE_IMAGE names another one; `none` leaves the image out.
 image() {
-    if ! command -v buildah >/dev/null; then
-        echo "SKIP the container image: buildah is not installed"
+    local name=aegiskv:$version base=${AEGIS_BASE_IMAGE:-docker.io/library/debian:bookworm-slim}
+    if [[ $base == none ]] || ! command -v buildah >/dev/null; then
+        echo "SKIP the container image: AEGIS_BASE_IMAGE is none, or buildah is not installed"
         return
     fi
-    local name=aegiskv:$version base=${AEGIS_BASE_IMAGE:-docker.io/library/debian:bookworm-slim}
     if ! buildah_here pull --quiet "$base" >/dev/null 2>&1; then
         if ((EUID != 0)) || ! command -v mmdebstrap >/dev/null; then
-            echo "SKIP the container image: $base cannot be pulled, nor made without root and mmdebstrap"
+            echo "SKIP the container image: $base cannot be pulled, nor made: no root, or no mmdebstrap"
             return
         fi
         echo "$base cannot be pulled; made from Debian's packages instead"

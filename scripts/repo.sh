@@ -7,6 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
+# rpmsign looks for a terminal to ask for a passphrase on, unless told of one.
+export GPG_TTY=${GPG_TTY:-none}
 
 scratch=$(mktemp -d)
 trap 'gpgconf --homedir "$scratch" --kill all; rm -rf "$scratch"' EXIT
@@ -20,8 +22,10 @@ main() {
     mkdir -p repo/apt/pool repo/dnf
     local part
     for part in repo/apt repo/dnf; do
-        gpg --batch --export "$AEGIS_SIGNING_KEY" >"$part/aegiskv-archive-keyring.gpg"
-        gpg --batch --armor --export "$AEGIS_SIGNING_KEY" >"$part/aegiskv-archive-keyring.asc"
+        gpg --batch --no-auto-check-trustdb --export "$AEGIS_SIGNING_KEY" \
+            >"$part/aegiskv-archive-keyring.gpg"
+        gpg --batch --no-auto-check-trustdb --armor --export "$AEGIS_SIGNING_KEY" \
+            >"$part/aegiskv-archive-keyring.asc"
     done
     apt_repository
     dnf_repository
@@ -31,7 +35,8 @@ throw_away_key() {
     export GNUPGHOME=$scratch
     gpg --batch --quiet --passphrase '' --quick-generate-key \
         'AegisKV packages, for trying out' rsa3072 sign never 2>/dev/null
-    AEGIS_SIGNING_KEY=$(gpg --batch --list-keys --with-colons | awk -F: '/^fpr/ { print $10; exit }')
+    AEGIS_SIGNING_KEY=$(gpg --batch --list-keys --with-colons |
+        awk -F: '/^fpr/ { print $10; exit }')
     echo "AEGIS_SIGNING_KEY is not set: signed with a key made for this run and thrown away"
 }
 
@@ -61,7 +66,8 @@ dnf_repository() {
     local package
     for package in dist/*.rpm; do
         cp "$package" "$scratch/"
-        rpmsign --define "_gpg_name $AEGIS_SIGNING_KEY" --addsign "$scratch/${package##*/}" >/dev/null
+        rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $AEGIS_SIGNING_KEY" \
+            --addsign "$scratch/${package##*/}" >/dev/null
         mv "$scratch/${package##*/}" repo/dnf/
     done
     createrepo_c --quiet repo/dnf
@@ -69,7 +75,7 @@ dnf_repository() {
 }
 
 sign() {
-    gpg --batch --yes --quiet --local-user "$AEGIS_SIGNING_KEY" "$@"
+    gpg --batch --yes --quiet --no-auto-check-trustdb --local-user "$AEGIS_SIGNING_KEY" "$@"
 }
 
 main "$@"

@@ -55,7 +55,7 @@ case "${1:-build}" in
 # jemalloc and aws-lc are C libraries that are built from source.
 build) need_commands cc make curl ;;
 dist)
-    need_commands cc make git dpkg-shlibdeps objcopy
+    need_commands cc make git python3 dpkg-shlibdeps objcopy
     # The image can be left out, and is where these are not.
     ((EUID != 0)) || need_commands buildah mmdebstrap
     # Their versions are part of what makes packages the same everywhere. Built with debug settings,

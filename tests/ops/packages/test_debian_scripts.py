@@ -31,7 +31,9 @@ def repacked(deb, folder, version, index=0, **scripts):
     config.write_text(config.read_text() + "\n" * index)
     for name, argument in scripts.items():
         script = tree / "DEBIAN" / name
-        text = script.read_text().replace("set -e\n", f'set -e\n[ "$1" != {argument} ] || exit 1\n', 1)
+        text = script.read_text().replace(
+            "set -e\n", f'set -e\n[ "$1" != {argument} ] || exit 1\n', 1
+        )
         assert text != script.read_text()
         script.write_text(text)
     path = folder / f"{tree.name}.deb"
