@@ -55,7 +55,7 @@ pub use recover::{Recovered, recover};
 const START_EXTENSION: Duration = Duration::from_secs(30);
 
 /// How often progress is told while loading.
-const START_PACE: Duration = Duration::from_secs(5);
+const START_PACE: Duration = Duration::from_secs(1);
 
 /// What a stop may take beyond `drain_timeout`, for the log and the clean mark.
 const STOP_EXTENSION: Duration = Duration::from_secs(30);

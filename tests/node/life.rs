@@ -546,6 +546,22 @@ fn heard(socket: &std::os::unix::net::UnixDatagram, until: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_long_start_says_how_far_it_is_and_asks_for_more_time_again_and_again() {
+    // A new directory is listened with for three of them.
+    let home = Home::new(json!({ "gossip_interval": "1s" }));
+    let path = home.dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = home.command();
+    command.env("NOTIFY_SOCKET", &path);
+    let _node = home.spawn_with(command);
+    let told = heard(&socket, "READY=1");
+    let times = |line: &str| told.lines().filter(|told| *told == line).count();
+    assert!(times("EXTEND_TIMEOUT_USEC=30000000") >= 3, "{told}");
+    assert!(told.matches("STATUS=").count() > 3, "{told}");
+}
+
+#[tokio::test]
 async fn a_service_manager_is_told_of_start_watchdog_reload_and_stop() {
     let home = Home::new(json!({}));
     let path = home.dir.path().join("notify");

@@ -1,18 +1,34 @@
+import contextlib
 import subprocess
 
 import pytest
 
 import host
+from kv import KEYRING
 from node import ROOT
 
-KEYRING = "/usr/share/keyrings/aegiskv-archive-keyring.gpg"
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Adds what the host has to say to the report of a failure."""
+    report = yield
+    machine = item.funcargs.get("machine")
+    if report.failed and machine:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            journal = machine.run("journalctl --no-pager -n 60", check=False, seconds_max=10)
+            report.sections.append(("the host's journal", journal.stdout))
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def able():
+    if lacking := host.lacks():
+        pytest.skip(lacking)
 
 
 @pytest.fixture(scope="session")
 def repository():
     """The directory of repositories, as `make repo` makes it."""
-    if lacking := host.lacks():
-        pytest.skip(lacking)
     subprocess.run(["make", "--silent", "repo"], cwd=ROOT, check=True)
     return ROOT / "repo"
 

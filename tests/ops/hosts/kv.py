@@ -2,6 +2,7 @@
 
 import time
 
+KEYRING = "/usr/share/keyrings/aegiskv-archive-keyring.gpg"
 TOKEN = '-H "Authorization: Bearer $(cat /etc/aegiskv/token)"'
 
 

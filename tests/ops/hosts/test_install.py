@@ -3,7 +3,6 @@
 import re
 
 import kv
-from conftest import KEYRING
 
 
 def test_a_repository_signed_by_another_key_is_refused(machine):
@@ -16,7 +15,7 @@ def test_a_repository_signed_by_another_key_is_refused(machine):
         where = "-o Dir::Etc::SourceList=/root/other.list -o Dir::Etc::SourceParts=-"
         return machine.run(f"apt-get update {where} -o Dir::State::Lists=/tmp/lists", check=False)
 
-    assert update(KEYRING).returncode == 0
+    assert update(kv.KEYRING).returncode == 0
     refused = update("/usr/share/keyrings/debian-archive-keyring.gpg")
     assert refused.returncode != 0
     assert "NO_PUBKEY" in refused.stderr
