@@ -89,6 +89,9 @@ debian_packages() {
 }
 
 rpm_packages() {
+    # Files bear their own times, unless they are later than the commit.
+    cp -r packaging systemd LICENSE CHANGELOG.md "$stage/"
+    find "$stage" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
     # What it needs is worked out by the tool itself, on any machine alike.
     cargo generate-rpm --auto-req builtin --variant server --output dist/
     cargo generate-rpm --auto-req disabled --output dist/ --variant debuginfo

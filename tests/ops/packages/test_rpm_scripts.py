@@ -13,10 +13,12 @@ UNIT = "aegiskv.service"
 def newer(unpacked, tmp_path_factory):
     """The package once more, in a later version."""
     tree = tmp_path_factory.mktemp("newer")
-    for name in ("Cargo.toml", "src", "packaging", "systemd", "LICENSE", "CHANGELOG.md"):
+    for name in ("Cargo.toml", "src", "packaging"):
         (tree / name).symlink_to(ROOT / name)
-    (tree / "dist").mkdir()
-    (tree / "dist/stage").symlink_to(unpacked.deb)
+    (tree / "dist/stage").mkdir(parents=True)
+    (tree / "dist/stage/usr").symlink_to(unpacked.deb / "usr")
+    for name in ("packaging", "systemd", "LICENSE", "CHANGELOG.md"):
+        (tree / "dist/stage" / name).symlink_to(ROOT / name)
     subprocess.run(
         ["cargo", "generate-rpm", "--auto-req", "disabled", "--variant", "server"]
         + ["--set-metadata", 'version = "9.0.0"', "--payload-compress", "none", "-o", tree],
