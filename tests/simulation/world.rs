@@ -621,6 +621,13 @@ impl World {
     }
 
     fn news(&mut self, machine: usize, shard: ShardId, configuration: Arc<Configuration>) {
+        // Whoever hears of nobody does not hear of decisions either.
+        let others = (0..MACHINES).filter(|other| *other != machine);
+        let heard_from = others.map(|other| self.cut_until[other][machine]).min().unwrap_or(0);
+        if heard_from > self.now {
+            let delay = heard_from - self.now + self.dice.within(0..=20_000);
+            return self.after(delay, Event::News { machine, shard, configuration });
+        }
         let Some(process) = &mut self.machines[machine].process else { return };
         let known = &mut process.known[usize::from(shard.0)];
         let newer = known.as_ref().is_none_or(|known| known.epoch < configuration.epoch);
