@@ -58,6 +58,7 @@ is_noticed! {
     request_ids_at_the_primary_alone: RequestsAtPrimaryOnly, ordinary;
     a_record_behind_the_wrong_one: PredecessorUnchecked, ordinary;
     versions_by_the_clock_alone: VersionsByClock, ordinary;
+    a_higher_version_than_that_of_the_write: HigherVersionCounts, primary_cut_off;
 }
 
 #[test]
