@@ -46,6 +46,8 @@ pub enum Mutation {
     OlderEpochsCount,
     /// A copy that has seen a higher version takes itself to hold the write.
     HigherVersionCounts,
+    /// Versions do not tell of the epoch they were given in.
+    VersionsWithoutEpoch,
 }
 
 thread_local! {

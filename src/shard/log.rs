@@ -54,13 +54,14 @@ impl Log {
         now: Timestamp,
     ) -> Arc<Record> {
         let last = self.last();
+        let of_epoch = if mutated!(VersionsWithoutEpoch) { 0 } else { epoch };
         let record = Arc::new(Record {
             shard: self.shard,
             position: Position { epoch, seq: last.seq + 1 },
             predecessor_epoch: last.epoch,
             key,
             effect,
-            version: self.clock.next(now, self.region),
+            version: self.clock.next(now, self.region, of_epoch),
             request,
             verdict,
         });

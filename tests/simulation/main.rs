@@ -41,7 +41,7 @@ fn run(seed: u64) -> Outcome {
 
 /// The first seed, and how many.
 fn seeds() -> (u64, u64) {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     match (number("AEGIS_SEED"), number("AEGIS_SEEDS")) {
         (Some(seed), many) => (seed, many.unwrap_or(1)),
         (None, many) => (since.as_nanos() as u64 >> 8, many.unwrap_or(SEEDS)),

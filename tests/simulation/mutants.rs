@@ -3,7 +3,9 @@
 use aegiskv::mutation::{self, Mutation};
 
 use crate::plan::Plan;
-use crate::situations::{any_order, crashes, primary_cut_off, records_lost, voters_change};
+use crate::situations::{
+    any_order, clocks_apart, crashes, primary_cut_off, records_lost, voters_change,
+};
 use crate::world::{NO_END, World};
 
 /// Within so many histories a broken rule must be noticed: ten times as many as most need.
@@ -59,6 +61,7 @@ is_noticed! {
     a_record_behind_the_wrong_one: PredecessorUnchecked, ordinary;
     versions_by_the_clock_alone: VersionsByClock, ordinary;
     a_higher_version_than_that_of_the_write: HigherVersionCounts, primary_cut_off;
+    versions_that_two_primaries_give: VersionsWithoutEpoch, clocks_apart;
 }
 
 #[test]

@@ -8,8 +8,9 @@ use crate::plan::{Fault, MACHINES, Plan};
 /// What changes a plan so that it comes to one of them.
 pub(crate) type Situation = fn(&mut Plan);
 
-pub(crate) const ALL: [(&str, Situation); 5] = [
+pub(crate) const ALL: [(&str, Situation); 6] = [
     ("a primary cut off", primary_cut_off),
+    ("a primary cut off, and clocks apart", clocks_apart),
     ("records lost on the way", records_lost),
     ("messages in any order", any_order),
     ("machines that crash", crashes),
@@ -34,6 +35,13 @@ pub(crate) fn primary_cut_off(plan: &mut Plan) {
     (plan.think_max, plan.patience) = (80_000, 60_000);
     (plan.lost, plan.late, plan.delay_max) = (0, 0, 1_000);
     (plan.tick, plan.oracle_pace, plan.moods.moves) = (8_000, 10_000, 0);
+}
+
+/// Primaries behind their log's clock, one of them cut off, count on from the same version.
+pub(crate) fn clocks_apart(plan: &mut Plan) {
+    primary_cut_off(plan);
+    plan.faults.push(Fault::JumpClock);
+    (plan.fault_pace, plan.skew_max) = (30_000, 300);
 }
 
 /// What a primary has ordered is long with it alone, and then another leads.
