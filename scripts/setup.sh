@@ -7,6 +7,7 @@ set -euo pipefail
 # command to look for -> Debian package that brings it
 declare -A package=(
     [cc]=gcc [make]=make [curl]=curl [python3]=python3 [git]=git [ip]=iproute2 [nft]=nftables
+    [chromium]=chromium
 )
 
 need_commands() {
@@ -29,6 +30,22 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@" >/dev/null
 }
 
+# Packages that would start services are only unpacked, below the build directory.
+unpack_packages() {
+    local into=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/debian package folder
+    for package in "$@"; do
+        [[ ! -e $into/usr/share/doc/$package ]] || continue
+        command -v apt-get >/dev/null || return 1
+        echo "unpacking $package"
+        ((EUID != 0)) || apt-get update -q >/dev/null
+        folder=$(mktemp -d)
+        (cd "$folder" && apt-get download -q "$package" >/dev/null 2>&1) &&
+            mkdir -p "$into" && dpkg -x "$folder"/*.deb "$into"
+        rm -r "$folder"
+        [[ -e $into/usr/share/doc/$package ]] || return 1
+    done
+}
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is not on the PATH; install Rust 1.95 or newer from https://rustup.rs" >&2
     exit 1
@@ -41,6 +58,13 @@ test)
     need_commands cc make curl git python3
     # Debian keeps the virtual environments of its own Python in a package apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    unpack_packages prometheus prometheus-alertmanager ||
+        echo "the monitoring is not tested without Debian's prometheus" >&2
+    # The dashboard is drawn by a browser. The library for it comes by npm, which is not installed
+    # here: Debian's brings hundreds of packages along.
+    ((EUID != 0)) || (need_commands chromium) ||
+        echo "the dashboard is not drawn without chromium" >&2
+    command -v npm >/dev/null || echo "the dashboard is not drawn without npm" >&2
     # Only root can cut networks; tests that do are skipped where that cannot be.
     ((EUID != 0)) || (need_commands ip nft) || echo "networks are not cut without ip and nft" >&2
     ;;

@@ -17,6 +17,7 @@ mod log;
 mod node;
 mod reference;
 mod settings;
+mod size;
 mod status;
 mod token;
 mod transfer;
@@ -74,6 +75,7 @@ enum Command {
     Config(settings::Settings),
     Certs(certs::Certs),
     Token(token::Token),
+    Size(size::Size),
     Wal(log::Log),
     Bench(bench::Bench),
     Dev(dev::Dev),
@@ -96,8 +98,8 @@ impl Command {
             Self::Import(command) => Some(&mut command.connection),
             Self::Bench(command) => Some(&mut command.connection),
             Self::Node(command) => command.connection(),
-            Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Wal(_) => None,
-            Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Size(_) => None,
+            Self::Wal(_) | Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
         }
     }
 
@@ -116,6 +118,7 @@ impl Command {
             Self::Config(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(_) => token::Token::run(),
+            Self::Size(command) => command.run(),
             Self::Wal(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::Dev(command) => wait(command.run()),
