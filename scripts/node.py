@@ -38,7 +38,11 @@ def exit_on_terminate():
 
 
 class Node:
-    """A node over `data_dir`; `settings` are configuration keys as in the config file."""
+    """A node over `data_dir`; `settings` are configuration keys as in the config file.
+
+    They go by the environment, over any file that `arguments` name."""
+
+    arguments = ()
 
     def __init__(self, binary, data_dir, **settings):
         self.binary, self.data_dir, self.settings = Path(binary), Path(data_dir), settings
@@ -77,7 +81,7 @@ class Node:
         environment["RUST_BACKTRACE"] = "0"
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [self.binary], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [self.binary, *self.arguments], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         atexit.register(self.kill)
 

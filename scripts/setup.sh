@@ -11,7 +11,7 @@ declare -A package=(
     [apt-ftparchive]=apt-utils [gpg]=gpg [gpg-agent]=gpg-agent [createrepo_c]=createrepo-c
     [rpmsign]=rpm
     [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
-    [podman]=podman [runc]=runc
+    [podman]=podman [runc]=runc [chromium]=chromium
 )
 
 need_commands() {
@@ -46,6 +46,22 @@ need_cargo_tool() {
     cargo install --locked --debug --quiet --force "${optimised[@]}" "$2@$3"
 }
 
+# Packages that would start services are only unpacked, below the build directory.
+unpack_packages() {
+    local into=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/debian package folder
+    for package in "$@"; do
+        [[ ! -e $into/usr/share/doc/$package ]] || continue
+        command -v apt-get >/dev/null || return 1
+        echo "unpacking $package"
+        ((EUID != 0)) || apt-get update -q >/dev/null
+        folder=$(mktemp -d)
+        (cd "$folder" && apt-get download -q "$package" >/dev/null 2>&1) &&
+            mkdir -p "$into" && dpkg -x "$folder"/*.deb "$into"
+        rm -r "$folder"
+        [[ -e $into/usr/share/doc/$package ]] || return 1
+    done
+}
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is not on the PATH; install Rust 1.95 or newer from https://rustup.rs" >&2
     exit 1
@@ -70,6 +86,13 @@ test)
     need_commands cc make curl git python3
     # Debian keeps the virtual environments of its own Python in a package apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    unpack_packages prometheus prometheus-alertmanager ||
+        echo "the monitoring is not tested without Debian's prometheus" >&2
+    # The dashboard is drawn by a browser. The library for it comes by npm, which is not installed
+    # here: Debian's brings hundreds of packages along.
+    ((EUID != 0)) || (need_commands chromium) ||
+        echo "the dashboard is not drawn without chromium" >&2
+    command -v npm >/dev/null || echo "the dashboard is not drawn without npm" >&2
     # Only root can cut networks, boot hosts and run containers; tests that do are skipped where
     # that cannot be.
     if ((EUID == 0)); then

@@ -18,6 +18,7 @@ mod node;
 mod reference;
 mod reload;
 mod settings;
+mod size;
 mod status;
 mod token;
 mod transfer;
@@ -76,6 +77,7 @@ enum Command {
     Reload(reload::Reload),
     Certs(certs::Certs),
     Token(token::Token),
+    Size(size::Size),
     Wal(log::Log),
     Bench(bench::Bench),
     Dev(dev::Dev),
@@ -98,8 +100,9 @@ impl Command {
             Self::Import(command) => Some(&mut command.connection),
             Self::Bench(command) => Some(&mut command.connection),
             Self::Node(command) => command.connection(),
-            Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Wal(_) => None,
-            Self::Reload(_) | Self::Dev(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Config(_) | Self::Certs(_) | Self::Token(_) | Self::Size(_) => None,
+            Self::Wal(_) | Self::Reload(_) | Self::Dev(_) => None,
+            Self::Completions(_) | Self::Man(_) => None,
         }
     }
 
@@ -119,6 +122,7 @@ impl Command {
             Self::Reload(command) => command.run(),
             Self::Certs(command) => command.run(),
             Self::Token(_) => token::Token::run(),
+            Self::Size(command) => command.run(),
             Self::Wal(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::Dev(command) => wait(command.run()),

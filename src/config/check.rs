@@ -207,9 +207,9 @@ impl<'a> Check<'a> {
             self.tls_file("tls_cert_file", &config.tls_cert_file, tls_files::certificates);
         let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
         if let (Some(certificates), Some(key)) = (certificates, key)
-            && let Err(fault) = tls_files::pair(certificates, &key)
+            && let Err((at_fault, fault)) = tls_files::pair(certificates, &key)
         {
-            self.problem("tls_key_file", fault.what, fault.mend);
+            self.problem(at_fault, fault.what, fault.mend);
         }
         if config.tls_ca_file.is_some() {
             self.tls_file("tls_ca_file", &config.tls_ca_file, tls_files::authorities);

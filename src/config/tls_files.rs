@@ -40,21 +40,28 @@ pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> 
     })
 }
 
-/// Whether the key is one that can sign, and the certificate's own.
+/// Whether the key is one that can sign, and the certificate's own; else the setting at fault, too.
 pub(super) fn pair(
     certificates: Vec<CertificateDer<'static>>,
     key: &PrivateKeyDer<'static>,
-) -> Result<(), Fault> {
-    let key = any_supported_type(key).map_err(|_| Fault {
-        what: "is of a kind that TLS cannot use here".to_owned(),
-        mend: "make an ECDSA, Ed25519 or RSA key of 2048 bits or more",
-    })?;
+) -> Result<(), (&'static str, Fault)> {
+    let fault = |key, what: &str, mend| Err((key, Fault { what: what.to_owned(), mend }));
+    let Ok(key) = any_supported_type(key) else {
+        let mend = "make an ECDSA, Ed25519 or RSA key of 2048 bits or more";
+        return fault("tls_key_file", "is of a kind that TLS cannot use here", mend);
+    };
     match CertifiedKey::new(certificates, key).keys_match() {
         Ok(()) | Err(TlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
-        Err(_) => Err(Fault {
-            what: "does not belong to the certificate in tls_cert_file".to_owned(),
-            mend: "name the key that the certificate was made for",
-        }),
+        Err(TlsError::InconsistentKeys(_)) => fault(
+            "tls_key_file",
+            "does not belong to the certificate in tls_cert_file",
+            "name the key that the certificate was made for",
+        ),
+        Err(_) => fault(
+            "tls_cert_file",
+            "begins with a certificate that TLS cannot use, such as one of X.509 version 1",
+            "make one of version 3 with its host names as subjectAltName; `aegiskv certs` does",
+        ),
     }
 }
 

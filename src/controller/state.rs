@@ -1,5 +1,7 @@
 //! How shards are, in the words that operators see, and whether a node can be stopped.
 
+use serde::Serialize;
+
 use super::Settings;
 use super::health::Health;
 use super::sight::{ShardReport, Sight};
@@ -11,8 +13,9 @@ use crate::topology::{Copies, NodeId, Seat, Topology};
 /// their way.
 const IN_FLIGHT_RECORDS: u64 = 1_000;
 
-/// How a shard is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How a shard is; in JSON, `snake_case` words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ShardState {
     /// It has all the copies it should have.
     Healthy,

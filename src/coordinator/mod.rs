@@ -177,12 +177,8 @@ impl Coordinator {
         let Write { key, operation, condition, .. } = write;
         let request = Request { key, operation, condition, id };
         let outcome = self.write_at_primary(data, shard, request, need).await;
-        match &outcome {
-            Ok((_, acks)) => {
-                self.0.metrics.replica_success.inc_by(u64::from(acks.map_or(1, |acks| acks.had)));
-            }
-            Err(Error::Unknown { .. }) => self.0.metrics.replica_fail.inc(),
-            Err(_) => {}
+        if let Ok((_, acks)) = &outcome {
+            self.0.metrics.replica_success.inc_by(u64::from(acks.map_or(1, |acks| acks.had)));
         }
         let (Ordered { verdict, version }, acks) = outcome?;
         Ok(Written { verdict, version, acks: acks.filter(|_| shows_acks) })

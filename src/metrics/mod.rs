@@ -161,9 +161,9 @@ pub struct Metrics {
     pub wal_corruptions: Counter,
     /// Client connections refused for `max_conns`.
     pub rejected_connections: Counter,
-    /// Acknowledgements of records by voting copies, this node's own included.
+    /// Acknowledgements by voting copies by the time a client was answered.
     pub replica_success: Counter,
-    /// Records that a voting copy refused, or did not acknowledge in time.
+    /// Records that a voting copy did not acknowledge in time, counted at the primary.
     pub replica_fail: Counter,
     /// Shards brought back from a copy that could not vouch for everything.
     pub unclean_recovery: Counter,
@@ -218,11 +218,13 @@ impl Metrics {
             ),
             replica_success: t.counter(
                 "aegis_replica_success_total",
-                "Acknowledgements of records by voting copies, this node's own included.",
+                "Acknowledgements by voting copies, a primary's own included, that this node could \
+                 tell its clients of when it answered.",
             ),
             replica_fail: t.counter(
                 "aegis_replica_fail_total",
-                "Records that a voting copy refused or did not acknowledge in time.",
+                "Records that a voting copy did not acknowledge within a second; counted by the \
+                 shard's primary, once for each such copy.",
             ),
             unclean_recovery: t.counter(
                 "aegis_unclean_recovery_total",

@@ -68,6 +68,12 @@ pub struct Readings {
     pub replica_lag_records: u64,
     /// Living members, this node included.
     pub cluster_members: u64,
+    /// All members, living or not.
+    pub cluster_members_expected: u64,
+    /// Whether this node leads the topology, and has lately heard from a majority.
+    pub topology_leader: bool,
+    /// Whether clients are served: neither starting nor draining.
+    pub serving: bool,
     /// Whether the configuration that was read last, at the start or by a reload, is in force.
     pub config_reload_success: bool,
     /// Hash of the configuration in force; its low 48 bits are shown.
@@ -95,6 +101,9 @@ pub(super) struct Gauges {
     shard_primaries: IntGauge,
     replica_lag: IntGauge,
     cluster_members: IntGauge,
+    cluster_members_expected: IntGauge,
+    topology_leader: IntGauge,
+    serving: IntGauge,
     config_reload_success: IntGauge,
     config_hash: IntGauge,
     tls_cert_expiry: OptionalGauge,
@@ -141,6 +150,18 @@ impl Gauges {
                 "aegis_cluster_members",
                 "Living members of the cluster, this node included.",
             ),
+            cluster_members_expected: t.gauge(
+                "aegis_cluster_members_expected",
+                "Members of the cluster, living or not, until they are removed.",
+            ),
+            topology_leader: t.gauge(
+                "aegis_topology_leader",
+                "1 if this node leads the topology and has lately heard from a majority, else 0.",
+            ),
+            serving: t.gauge(
+                "aegis_serving",
+                "1 if this node serves clients, 0 while it starts or drains.",
+            ),
             config_reload_success: t.gauge(
                 "aegis_config_reload_success",
                 "1 if the configuration that was read last is in force, 0 if it was refused.",
@@ -180,6 +201,9 @@ impl Gauges {
             (&self.shard_primaries, now.shard_primaries),
             (&self.replica_lag, now.replica_lag_records),
             (&self.cluster_members, now.cluster_members),
+            (&self.cluster_members_expected, now.cluster_members_expected),
+            (&self.topology_leader, u64::from(now.topology_leader)),
+            (&self.serving, u64::from(now.serving)),
             (&self.config_reload_success, u64::from(now.config_reload_success)),
             (&self.config_hash, now.config_hash & CONFIG_HASH_MASK),
             (&self.insecure_listeners, now.insecure_listeners),

@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 
 pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
 pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
-pub use status::{Member, MemberStatus, Phase, Position, Shard, ShardState, Status, Wal};
+pub use status::{Member, MemberStatus, Phase, Position, Shard, Status, Wal};
 
 use problem::Problem;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::controller::ShardState;
 use crate::metrics::Readings;
 
 /// Where the process stands in its life.
@@ -119,22 +120,6 @@ pub struct Wal {
     pub mode: &'static str,
     /// Segments on disk.
     pub segments: u64,
-}
-
-/// How a shard stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ShardState {
-    /// All copies there and caught up.
-    Healthy,
-    /// Fewer living copies than its configuration names.
-    UnderReplicated,
-    /// A copy is being brought level.
-    CatchingUp,
-    /// Changing its nodes.
-    Moving,
-    /// No primary that can answer.
-    Unavailable,
 }
 
 /// One shard's configuration and positions.

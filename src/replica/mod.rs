@@ -487,6 +487,7 @@ impl Replica {
                     tracing::debug!(shard = slot.shard.id().0, epoch, "leads the shard");
                 }
                 Event::Unclean => self.metrics.unclean_recovery.inc(),
+                Event::Missed { records } => self.metrics.replica_fail.inc_by(records),
                 Event::Copied(staged) => work.copied.push((slot.shard.id(), staged)),
             }
         }

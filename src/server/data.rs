@@ -35,7 +35,7 @@ const SNAPSHOT_AFTER_SEGMENTS: u64 = 4;
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(30);
 
 /// Bytes of recent records that are kept for copies that are a little behind, over all shards.
-const RING_BYTES_MAX: usize = 128 << 20;
+pub(crate) const RING_BYTES_MAX: usize = 128 << 20;
 
 /// Everything that outlasts the process, open.
 #[derive(Debug)]

@@ -48,6 +48,7 @@ use data::{Data, LoadProgress};
 use node::Node;
 use upkeep::Sweeper;
 
+pub(crate) use data::RING_BYTES_MAX;
 pub use recover::{Recovered, recover};
 
 /// How much more time the service manager is asked for while the data is being loaded.

@@ -90,6 +90,10 @@ impl Node {
             active_connections: self.api.active_connections() as u64,
             max_connections: u64::from(self.connections_max.min(config.config.max_conns)),
             cluster_members: 1,
+            cluster_members_expected: 1,
+            serving: self.coordinator.phase() == coordinator::Phase::Serving
+                && self.knows_topology()
+                && !self.stopping.load(Ordering::Relaxed),
             config_reload_success: self.reload_ok.load(Ordering::Relaxed),
             config_hash: config.shared_hash(),
             tls_cert_expiry: certificate,

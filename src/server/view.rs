@@ -117,13 +117,7 @@ impl<'a> ClusterView<'a> {
             primary: Some(self.topology.name(configuration.primary.node)),
             voters: names(&configuration.voters),
             learners: names(&configuration.learners),
-            state: match state {
-                ShardState::Healthy => ops::ShardState::Healthy,
-                ShardState::UnderReplicated => ops::ShardState::UnderReplicated,
-                ShardState::CatchingUp => ops::ShardState::CatchingUp,
-                ShardState::Moving => ops::ShardState::Moving,
-                ShardState::Unavailable => ops::ShardState::Unavailable,
-            },
+            state,
             positions: positions.collect(),
         }
     }
@@ -168,5 +162,7 @@ impl<'a> ClusterView<'a> {
                     || self.cluster.seems(member.node) == Some(gossip::State::Alive))
         });
         readings.cluster_members = living.count() as u64;
+        readings.cluster_members_expected = self.topology.members.len() as u64;
+        readings.topology_leader = self.cluster.consensus().leadership().borrow().leads;
     }
 }

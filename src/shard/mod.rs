@@ -71,6 +71,9 @@ use primary::Primary;
 /// After so many ticks without an answer a message is sent again.
 const RESEND_TICKS: u32 = 4;
 
+/// A record that a voter has not acknowledged after so many ticks, one second, counts as missed.
+const OVERDUE_TICKS: u32 = 20;
+
 /// After so many ticks a new primary looks for another copy to take the log from.
 const TAKING_TICKS_MAX: u32 = 20;
 
@@ -190,6 +193,12 @@ pub enum Event {
     },
     /// Part of what was acknowledged may be lost, and it was made the one that counts.
     Unclean,
+    /// Voters have acknowledged nothing for so long that records count as missed, each once for
+    /// each voter.
+    Missed {
+        /// How many.
+        records: u64,
+    },
     /// A copy is complete; to be made durable and given to [`Shard::adopt`].
     Copied(Box<Staged>),
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::log::Log;
 use super::message::Message;
 use super::ring::bytes_of;
-use super::{Event, Logged, Outputs, RESEND_TICKS, Role, Shard, apply};
+use super::{Event, Logged, OVERDUE_TICKS, Outputs, RESEND_TICKS, Role, Shard, apply};
 use crate::entry::{Effect, Key, Record, RequestId, Timestamp, Verdict};
 use crate::topology::{Configuration, Copies, Seat};
 
@@ -64,6 +64,8 @@ struct Progress {
     acked: u64,
     /// Ticks since it last got on, while there was something to get on with.
     stalled: u32,
+    /// Up to this number records were counted as missed by it.
+    missed: u64,
 }
 
 /// One who waits.
@@ -240,8 +242,12 @@ impl Shard {
     /// Sends records again to whoever does not get on, and asks again what had no answer.
     pub(super) fn tick_primary(&mut self, out: &mut Outputs) {
         let last = self.last().seq;
-        let Role::Leading(primary) = &mut self.role else { return };
+        let (Role::Leading(primary), Some(configuration)) = (&mut self.role, &self.configuration)
+        else {
+            return;
+        };
         let mut stalled = Vec::new();
+        let mut missed = 0;
         for (seat, progress) in &mut primary.copies {
             if progress.acked >= last {
                 continue;
@@ -250,6 +256,14 @@ impl Shard {
             if progress.stalled.is_multiple_of(RESEND_TICKS) {
                 stalled.push((*seat, progress.acked));
             }
+            if progress.stalled.is_multiple_of(OVERDUE_TICKS) && configuration.is_voter(*seat) {
+                let counted = progress.acked.max(progress.missed).max(primary.first - 1);
+                missed += last - counted;
+                progress.missed = last;
+            }
+        }
+        if missed > 0 {
+            out.events.push(Event::Missed { records: missed });
         }
         let rounds = &mut primary.rounds;
         let mut again = false;

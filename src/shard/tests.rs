@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Acks, Answer, Arc, Budget, Condition, Configuration, Envelope, HashKeys, History, Message,
-    Need, Operation, Outputs, Part, Piece, Position, RESEND_TICKS, Request, Rest, Seat, Setting,
-    Shard, ShardId, Timestamp, Ttl, Version,
+    Acks, Answer, Arc, Budget, Condition, Configuration, Envelope, Event, HashKeys, History,
+    Message, Need, OVERDUE_TICKS, Operation, Outputs, Part, Piece, Position, RESEND_TICKS, Request,
+    Rest, Seat, Setting, Shard, ShardId, Timestamp, Ttl, Version,
 };
 use crate::entry::{Key, RequestId, Verdict};
 use crate::store::{Config, EvictionPolicy};
@@ -122,6 +122,36 @@ fn three_copies_agree_and_one_that_was_away_comes_level() {
     let hashes: Vec<u64> = shards.iter().map(|shard| shard.table().content_hash()).collect();
     assert_eq!(shards[2].last(), at(1, 3));
     assert!(hashes[0] != 0 && hashes.iter().all(|hash| *hash == hashes[0]));
+}
+
+#[test]
+fn a_record_that_a_voter_does_not_acknowledge_counts_as_missed_once() {
+    let mut shards = copies();
+    configure(&mut shards, &three_voters(1, 1), &[]);
+    // A second in which whom `cut` names hears nothing; gives what was counted.
+    let a_second = |shards: &mut [Shard], cut: &[u64]| -> u64 {
+        let mut missed = 0;
+        for _ in 0..OVERDUE_TICKS {
+            let mut out = Outputs::default();
+            shards[0].tick(NOW, &mut out);
+            for event in out.events.drain(..) {
+                if let Event::Missed { records } = event {
+                    missed += records;
+                }
+            }
+            carry(shards, out, cut);
+        }
+        missed
+    };
+    write(&mut shards, 1, put("a", Ttl::Unlimited, 0), NOW, &[]);
+    assert_eq!(a_second(&mut shards, &[3]), 0, "nothing is missing");
+    write(&mut shards, 1, put("a", Ttl::Unlimited, 1), NOW, &[3]);
+    write(&mut shards, 1, put("b", Ttl::Unlimited, 2), NOW, &[3]);
+    assert_eq!(a_second(&mut shards, &[3]), 2);
+    assert_eq!(a_second(&mut shards, &[3]), 0, "they were counted");
+    write(&mut shards, 1, put("c", Ttl::Unlimited, 3), NOW, &[2, 3]);
+    assert_eq!(a_second(&mut shards, &[2, 3]), 2, "one record, and two voters without it");
+    assert_eq!(a_second(&mut shards, &[]), 0, "both are level again");
 }
 
 #[test]

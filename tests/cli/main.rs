@@ -3,6 +3,8 @@
 mod certificates;
 mod clients;
 mod dev;
+mod documents;
 mod offline;
 mod program;
 mod server;
+mod size;

@@ -94,75 +94,23 @@ fn check_in_time(record: &Record, budget: Duration) -> Result<(), String> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_node_costs_only_what_was_in_flight_on_it() {
-    in_time(kill_each).await;
-}
-
-async fn kill_each() -> Result<(), String> {
-    let mut cluster = Cluster::start(3, json!({})).await;
-    let mut load = Load::start(&cluster).await;
-    tokio::time::sleep(BASELINE).await;
-    for node in leader_first(&cluster).await {
-        tell(&cluster, "killing", node).await;
-        load.disturb(node, || cluster.nodes[node].kill());
-        tokio::time::sleep(WATCHED).await;
-        cluster.restart(node).await;
-        cluster.wait_healthy(PATIENCE).await;
-        load.is_over(node);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    let record = load.stop().await;
-    cluster.wait_equal(PATIENCE).await;
-    record.assert_nothing_lost(&cluster).await;
-    record.assert_only_in_flight_failed();
-    check_in_time(&record, KILLED_BUDGET)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_hangs_costs_only_what_was_in_flight_on_it() {
-    in_time(hang_each).await;
-}
-
-async fn hang_each() -> Result<(), String> {
-    let mut cluster = Cluster::start(3, json!({})).await;
-    let mut load = Load::start(&cluster).await;
-    tokio::time::sleep(BASELINE).await;
-    for node in leader_first(&cluster).await {
-        tell(&cluster, "SIGSTOP to", node).await;
-        load.disturb(node, || cluster.nodes[node].pause());
-        tokio::time::sleep(WATCHED).await;
-        cluster.nodes[node].resume();
-        cluster.wait_ready().await;
-        cluster.wait_healthy(PATIENCE).await;
-        load.is_over(node);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    let record = load.stop().await;
-    cluster.wait_equal(PATIENCE).await;
-    record.assert_nothing_lost(&cluster).await;
-    record.assert_only_in_flight_failed();
-    check_in_time(&record, SILENT_BUDGET)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_whose_cable_is_pulled_costs_only_what_was_in_flight_on_it() {
-    in_time(unplug_each).await;
-}
-
-async fn unplug_each() -> Result<(), String> {
-    let Some(network) = Network::for_test("a host whose cable is pulled", 3) else {
-        return Ok(());
-    };
+/// Under load, takes each node away with `begin` and brings it back with `end`, the leader of the
+/// topology first; nothing may be lost, and no more fail than was in flight.
+async fn disturb_each(
+    network: Option<Network>,
+    budget: Duration,
+    what: &str,
+    begin: impl Fn(&mut Cluster, usize),
+    end: impl AsyncFn(&mut Cluster, usize),
+) -> Result<(), String> {
     let mut cluster = Cluster::start_in(network, 3, json!({})).await;
     let mut load = Load::start(&cluster).await;
     tokio::time::sleep(BASELINE).await;
     for node in leader_first(&cluster).await {
-        tell(&cluster, "unplugging", node).await;
-        load.disturb(node, || cluster.network().unplug(node));
+        tell(&cluster, what, node).await;
+        load.disturb(node, || begin(&mut cluster, node));
         tokio::time::sleep(WATCHED).await;
-        cluster.network().plug(node);
-        cluster.wait_ready().await;
+        end(&mut cluster, node).await;
         cluster.wait_healthy(PATIENCE).await;
         load.is_over(node);
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -171,7 +119,40 @@ async fn unplug_each() -> Result<(), String> {
     cluster.wait_equal(PATIENCE).await;
     record.assert_nothing_lost(&cluster).await;
     record.assert_only_in_flight_failed();
-    check_in_time(&record, SILENT_BUDGET)
+    check_in_time(&record, budget)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_node_costs_only_what_was_in_flight_on_it() {
+    let kill = |cluster: &mut Cluster, node: usize| cluster.nodes[node].kill();
+    let restart = async |cluster: &mut Cluster, node: usize| cluster.restart(node).await;
+    in_time(|| disturb_each(None, KILLED_BUDGET, "killing", kill, restart)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_costs_only_what_was_in_flight_on_it() {
+    let pause = |cluster: &mut Cluster, node: usize| cluster.nodes[node].pause();
+    let resume = async |cluster: &mut Cluster, node: usize| {
+        cluster.nodes[node].resume();
+        cluster.wait_ready().await;
+    };
+    in_time(|| disturb_each(None, SILENT_BUDGET, "SIGSTOP to", pause, resume)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_cable_is_pulled_costs_only_what_was_in_flight_on_it() {
+    let unplug = |cluster: &mut Cluster, node: usize| cluster.network().unplug(node);
+    let plug = async |cluster: &mut Cluster, node: usize| {
+        cluster.network().plug(node);
+        cluster.wait_ready().await;
+    };
+    in_time(async || {
+        let Some(network) = Network::for_test("a host whose cable is pulled", 3) else {
+            return Ok(());
+        };
+        disturb_each(Some(network), SILENT_BUDGET, "unplugging", unplug, plug).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -203,6 +203,8 @@ fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
         fs::write(name(file), text).expect("a file");
     }
     fs::write(name("notes"), "-----BEGIN hush\nhush").expect("a file");
+    let odd = "-----BEGIN CERTIFICATE-----\naHVzaA==\n-----END CERTIFICATE-----\n";
+    fs::write(name("odd.crt"), odd).expect("a file");
     let tls = |certificate: &str, key: &str, ca: &str| {
         file(r#"{"tls_enabled": true}"#)
             .with_flag("tls-cert-file", &name(certificate))
@@ -217,6 +219,12 @@ fn tls_files_must_hold_what_they_are_named_for_and_belong_together() {
         told(tls("1.crt", "2.key", "1.crt")),
         "flag --tls-key-file: tls_key_file: does not belong to the certificate in tls_cert_file; \
          name the key that the certificate was made for"
+    );
+    assert_eq!(
+        told(tls("odd.crt", "1.key", "1.crt")),
+        "flag --tls-cert-file: tls_cert_file: begins with a certificate that TLS cannot use, such \
+         as one of X.509 version 1; make one of version 3 with its host names as subjectAltName; \
+         `aegiskv certs` does"
     );
     assert_eq!(
         told(tls("1.key", "1.crt", "notes")),

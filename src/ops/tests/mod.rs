@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::*;
 use crate::api::Tokens;
+use crate::controller::ShardState;
 use crate::metrics::{Readings, ShardCounts};
 
 const LOCAL: &str = "127.0.0.1:5000";

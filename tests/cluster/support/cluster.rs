@@ -42,8 +42,12 @@ impl Cluster {
     }
 
     /// The same in a network of its own that can be cut.
-    pub(crate) async fn start_in(network: Network, count: usize, settings: Value) -> Self {
-        let cluster = Self::lay_out_in(Some(network), count, settings).await;
+    pub(crate) async fn start_in(
+        network: impl Into<Option<Network>>,
+        count: usize,
+        settings: Value,
+    ) -> Self {
+        let cluster = Self::lay_out_in(network.into(), count, settings).await;
         cluster.started().await
     }
 
