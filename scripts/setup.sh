@@ -11,8 +11,7 @@ declare -A package=(
     [apt-ftparchive]=apt-utils [gpg]=gpg [gpg-agent]=gpg-agent [createrepo_c]=createrepo-c
     [rpmsign]=rpm [lintian]=lintian [rpmlint]=rpmlint [dnf]=dnf [shellcheck]=shellcheck
     [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
-    [podman]=podman [runc]=runc
-    [chromium]=chromium
+    [podman]=podman [runc]=runc [chromium]=chromium
 )
 
 need_commands() {

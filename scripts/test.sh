@@ -119,7 +119,7 @@ fuzz_targets() {
     part fuzz-build 1500 cargo fuzz build
     local target
     for target in $(cargo fuzz list); do
-        part "fuzz-$target" 300 cargo fuzz run "$target" -- -max_total_time=30 -rss_limit_mb=4096
+        part "fuzz-$target" 300 cargo fuzz run "$target" -- -max_total_time=20 -rss_limit_mb=4096
     done
     unset RUSTC_BOOTSTRAP
 }
@@ -154,7 +154,7 @@ if [[ ${1:-all} != check ]]; then
     part doc-tests 600 cargo test --locked --doc
     part build 600 cargo build --locked --bin aegiskv
     part corpus 600 python3 tests/corpus/run.py
-    part openapi 600 python3 tests/openapi/run.py
+    part openapi 600 python3 tests/openapi/run.py --seconds 75
     ops_tests
     fuzz_targets
     say_ignored

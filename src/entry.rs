@@ -105,7 +105,9 @@ impl Timestamp {
 /// An entry's version: its ETag, and the last-writer order between regions.
 ///
 /// From the highest bit down: milliseconds since 2025-01-01 UTC (42 bits), a counter within the
-/// millisecond (12), the region's index (3), reserved as zero (7). Zero is never given out.
+/// millisecond (12), the region's index (3), the lowest bits of the epoch it was given in (7): a
+/// primary that is deposed, and does not know it, gives no version that the next one gives too.
+/// Zero is never given out.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -115,9 +117,9 @@ impl Version {
     /// 2025-01-01T00:00:00Z in milliseconds since 1970.
     pub const EPOCH_MILLIS: u64 = 1_735_689_600_000;
     const REGION_BITS: u32 = 3;
-    const RESERVED_BITS: u32 = 7;
+    const EPOCH_BITS: u32 = 7;
     const COUNTER_BITS: u32 = 12;
-    const TICK_SHIFT: u32 = Self::REGION_BITS + Self::RESERVED_BITS;
+    const TICK_SHIFT: u32 = Self::REGION_BITS + Self::EPOCH_BITS;
 
     /// The version of the first record in a millisecond, at `now`, in region `region` (0 to 7).
     pub fn at(now: Timestamp, region: u8) -> Self {
@@ -131,6 +133,12 @@ impl Version {
         Self(tick << Self::TICK_SHIFT | Self::region_bits(region))
     }
 
+    /// This version, as given in `epoch`.
+    pub fn of_epoch(self, epoch: u32) -> Self {
+        let mask = (1 << Self::EPOCH_BITS) - 1;
+        Self(self.0 & !mask | u64::from(epoch) & mask)
+    }
+
     /// The wall-clock instant that the version carries.
     pub fn timestamp(self) -> Timestamp {
         Timestamp((self.0 >> (Self::COUNTER_BITS + Self::TICK_SHIFT)) + Self::EPOCH_MILLIS)
@@ -138,11 +146,11 @@ impl Version {
 
     /// The index of the region in which the version was born.
     pub fn region(self) -> u8 {
-        ((self.0 >> Self::RESERVED_BITS) & 0b111) as u8
+        ((self.0 >> Self::EPOCH_BITS) & 0b111) as u8
     }
 
     fn region_bits(region: u8) -> u64 {
-        u64::from(region & 0b111) << Self::RESERVED_BITS
+        u64::from(region & 0b111) << Self::EPOCH_BITS
     }
 }
 

@@ -44,6 +44,10 @@ pub enum Mutation {
     ActiveAtOnce,
     /// Records of older epochs count as committed by their copies alone.
     OlderEpochsCount,
+    /// A copy that has seen a higher version takes itself to hold the write.
+    HigherVersionCounts,
+    /// Versions do not tell of the epoch they were given in.
+    VersionsWithoutEpoch,
 }
 
 thread_local! {

@@ -78,6 +78,8 @@ pub enum Ask {
     Peek {
         /// The key.
         key: Bytes,
+        /// A version that a write gave the key: does this copy hold that write?
+        written: Option<Version>,
     },
     /// Of any copy that votes, or of the primary: live keys from a place of its table on.
     Scan {
@@ -118,8 +120,8 @@ pub enum Reply {
         entry: Result<EntryCopy, Miss>,
         /// Where the copy's log ended.
         position: Position,
-        /// The highest version it had applied.
-        highest: Version,
+        /// Whether it surely held the write that it was asked about; if none, it did.
+        holds: bool,
         /// Whether it leads the shard.
         leads: bool,
         /// Whether it is not known to be old.

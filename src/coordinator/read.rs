@@ -60,7 +60,7 @@ impl Coordinator {
         let shard = data.replica().placement().shard_of(key);
         let lookup = match read.min_version {
             // Whatever others have, the primary has at least that.
-            Some(_) => self.get_at_primary(data, key, false).await?,
+            Some(_) => self.get_at_primary(data, key, true).await?,
             None => self.get_newest(data, key, shard, copies).await?,
         };
         Ok(self.counted(lookup.into()))
@@ -81,26 +81,26 @@ impl Coordinator {
         min_version: Option<Version>,
     ) -> Result<Got, Error> {
         let shard = data.replica().placement().shard_of(key);
-        let near = match data.replica().get(key, Timestamp::now()) {
+        let near = match data.replica().get(key, min_version, Timestamp::now()) {
             Some(seen) if seen.leads && min_version.is_none() => {
                 let stale =
                     if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
                 return Ok(Got { lookup: seen.lookup, stale });
             }
             Some(seen) if seen.level => Some(seen),
-            own => data.peek_elsewhere(key, shard).await.or(own),
+            own => data.peek_elsewhere(key, min_version, shard).await.or(own),
         };
         let Some(seen) = near else {
-            return self.get_at_primary(data, key, false).await.map(Got::from);
+            return self.get_at_primary(data, key, min_version.is_some()).await.map(Got::from);
         };
-        let recent = min_version.is_none_or(|version| seen.highest >= version);
-        if recent && seen.level && matches!(seen.lookup, Lookup::Hit(_)) {
+        if seen.holds && seen.level && matches!(seen.lookup, Lookup::Hit(_)) {
             return Ok(Got { stale: data.stale(shard), lookup: seen.lookup });
         }
-        match self.get_at_primary(data, key, false).await {
+        // One that is primary no more may lack the write, and must not answer.
+        match self.get_at_primary(data, key, min_version.is_some()).await {
             Ok(lookup) => Ok(lookup.into()),
             // Better an old answer that says so than none.
-            Err(_) if recent => {
+            Err(_) if seen.holds => {
                 let stale = data.stale(shard).or(Some(super::PATIENCE));
                 Ok(Got { lookup: seen.lookup, stale })
             }
@@ -132,8 +132,9 @@ impl Coordinator {
     ) -> Result<Lookup, Error> {
         let configuration = data.topology.borrow().shard(shard).cloned().ok_or(NO_PRIMARY)?;
         let asked = configuration.seats().into_iter().filter(|seat| configuration.is_voter(*seat));
-        let mut answers: futures_util::stream::FuturesUnordered<_> =
-            asked.map(|seat| async move { (seat, data.peek(key, seat.node).await) }).collect();
+        let mut answers: futures_util::stream::FuturesUnordered<_> = asked
+            .map(|seat| async move { (seat, data.peek(key, None, seat.node).await) })
+            .collect();
         let mut heard: Vec<Seat> = Vec::new();
         let mut newest: Option<(Position, Lookup)> = None;
         while let Some((seat, seen)) = futures_util::StreamExt::next(&mut answers).await {
@@ -160,15 +161,15 @@ impl Coordinator {
 
 impl Data {
     /// What the copy on a node has of a key.
-    async fn peek(&self, key: &[u8], node: NodeId) -> Option<Seen> {
+    async fn peek(&self, key: &[u8], written: Option<Version>, node: NodeId) -> Option<Seen> {
         if node == self.replica().me().node {
-            return self.replica().get(key, Timestamp::now());
+            return self.replica().get(key, written, Timestamp::now());
         }
-        let ask = wire::to_vec(&Ask::Peek { key: Bytes::copy_from_slice(key) });
+        let ask = wire::to_vec(&Ask::Peek { key: Bytes::copy_from_slice(key), written });
         let answer = self.replication.carrier().call(node, ask, COPY_PATIENCE).await.ok()?;
         match wire::get(&answer).ok()? {
-            Reply::Entry { entry, position, highest, leads, level } => {
-                Some(Seen { lookup: lookup_of(entry), position, highest, leads, level })
+            Reply::Entry { entry, position, holds, leads, level } => {
+                Some(Seen { lookup: lookup_of(entry), position, holds, leads, level })
             }
             _ => None,
         }
@@ -176,9 +177,14 @@ impl Data {
 
     /// What another node's copy has of a key: those in touch first, in this node's zone before
     /// others.
-    async fn peek_elsewhere(&self, key: &[u8], shard: ShardId) -> Option<Seen> {
+    async fn peek_elsewhere(
+        &self,
+        key: &[u8],
+        written: Option<Version>,
+        shard: ShardId,
+    ) -> Option<Seen> {
         for node in self.nearest(shard) {
-            if let Some(seen) = self.peek(key, node).await.filter(|seen| seen.level) {
+            if let Some(seen) = self.peek(key, written, node).await.filter(|seen| seen.level) {
                 return Some(seen);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::entry::{Key, RequestId, Timestamp};
+use crate::entry::{Key, Position, RequestId, Timestamp};
 use crate::replica::{Replica, Seen, Wait, Work};
 use crate::shard::{Answer, EntryCopy, Need, Request};
 use crate::store::{Found, Lookup};
@@ -70,12 +70,13 @@ impl Data {
             Ask::Recall { key, id, need } => self.recall_here(&key, id, need, patience).await,
             Ask::Get { key, linearizable: true } => self.get_linearizable(&key, patience).await,
             Ask::Get { key, linearizable: false } => {
-                match self.replica().get(&key, Timestamp::now()) {
+                match self.replica().get(&key, None, Timestamp::now()) {
                     Some(seen) if seen.leads => entry_of(&key, seen),
                     _ => Reply::NoCopy,
                 }
             }
-            Ask::Peek { key } => match self.replica().get(&key, Timestamp::now()) {
+            Ask::Peek { key, written } => match self.replica().get(&key, written, Timestamp::now())
+            {
                 Some(seen) => entry_of(&key, seen),
                 None => Reply::NoCopy,
             },
@@ -153,8 +154,8 @@ impl Data {
         }
         match waiting.answer(patience).await {
             Some(Answer::Done(_)) => {
-                let (position, highest) = Default::default();
-                entry_of(key, Seen { lookup, position, highest, leads: true, level: true })
+                let position = Position::default();
+                entry_of(key, Seen { lookup, position, holds: true, leads: true, level: true })
             }
             Some(Answer::Deposed) | None => Reply::Unknown,
         }
@@ -201,13 +202,13 @@ impl Data {
 
 /// What a copy has of a key, as another node is told.
 fn entry_of(key: &[u8], seen: Seen) -> Reply {
-    let Seen { lookup, position, highest, leads, level } = seen;
+    let Seen { lookup, position, holds, leads, level } = seen;
     debug_assert!(lookup.clone().found().is_none_or(|found| found.entry.key() == key));
     let entry = match lookup {
         Lookup::Hit(found) => Ok(copy_of(&found)),
         Lookup::Miss(reason) => Err(reason),
     };
-    Reply::Entry { entry, position, highest, leads, level }
+    Reply::Entry { entry, position, holds, leads, level }
 }
 
 fn copy_of(found: &Found) -> EntryCopy {

@@ -183,13 +183,14 @@ impl Replica {
         &self.wal
     }
 
-    /// Looks a key up in this copy, as of `now`, if clients may be shown it.
-    pub fn get(&self, key: &[u8], now: Timestamp) -> Option<Seen> {
+    /// Looks a key up in this copy, as of `now`, if clients may be shown it. `written`: a version
+    /// that a write gave the key, to be told whether this copy holds that write.
+    pub fn get(&self, key: &[u8], written: Option<Version>, now: Timestamp) -> Option<Seen> {
         let slot = self.copies.of_key(key);
         slot.shard.is_readable().then(|| Seen {
             lookup: slot.shard.get(key, now),
             position: slot.shard.last(),
-            highest: slot.shard.applied_version(),
+            holds: written.is_none_or(|version| slot.shard.holds_write(key, version)),
             leads: slot.shard.is_active(),
             level: slot.shard.is_level(),
         })
@@ -531,8 +532,8 @@ pub struct Seen {
     pub lookup: Lookup,
     /// Where the copy's log ended then.
     pub position: Position,
-    /// The highest version that it had applied.
-    pub highest: Version,
+    /// Whether it surely held the write that it was asked about; if none, it did.
+    pub holds: bool,
     /// Whether it led the shard.
     pub leads: bool,
     /// Whether it is not known to be old.

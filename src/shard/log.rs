@@ -20,8 +20,6 @@ pub(super) struct Log {
     pub(super) ring: Ring,
     pub(super) clock: Clock,
     pub(super) requests: Requests,
-    /// The last record's version; zero where that is not known.
-    applied: Version,
 }
 
 impl Log {
@@ -33,14 +31,7 @@ impl Log {
             ring: Ring::new(ring_bytes_max),
             clock: Clock::default(),
             requests: Requests::default(),
-            applied: Version::default(),
         }
-    }
-
-    /// The version of the last record in this log, and so the highest in it; zero where that is
-    /// not known. The clock's may be higher: it goes on from records that were given up.
-    pub(super) fn applied(&self) -> Version {
-        self.applied
     }
 
     /// Where the log ends.
@@ -63,13 +54,14 @@ impl Log {
         now: Timestamp,
     ) -> Arc<Record> {
         let last = self.last();
+        let of_epoch = if mutated!(VersionsWithoutEpoch) { 0 } else { epoch };
         let record = Arc::new(Record {
             shard: self.shard,
             position: Position { epoch, seq: last.seq + 1 },
             predecessor_epoch: last.epoch,
             key,
             effect,
-            version: self.clock.next(now, self.region),
+            version: self.clock.next(now, self.region, of_epoch),
             request,
             verdict,
         });
@@ -81,7 +73,6 @@ impl Log {
     pub(super) fn push(&mut self, record: Arc<Record>) {
         self.history.push(record.position);
         self.clock.observe(record.version);
-        self.applied = record.version;
         let outcome = Outcome { verdict: record.verdict, version: record.version };
         self.requests.note(record.request, outcome);
         self.ring.push(record);
@@ -112,7 +103,6 @@ impl Log {
     pub(super) fn cut(&mut self, position: Position, gone: &[RequestId]) {
         self.history.cut(position);
         self.ring.cut(position.seq);
-        self.applied = self.ring.last().map_or(Version::default(), |record| record.version);
         gone.iter().for_each(|id| self.requests.forget(*id));
     }
 
@@ -120,7 +110,6 @@ impl Log {
     pub(super) fn adopt(&mut self, history: History, highest: Version, requests: Vec<Kept>) {
         self.history = history;
         self.ring.clear();
-        self.applied = Version::default();
         self.clock.observe(highest);
         self.requests = Requests::default();
         requests.into_iter().for_each(|kept| self.restore_request(kept));
@@ -141,7 +130,6 @@ impl Log {
     pub(super) fn clear(&mut self) {
         self.history = History::default();
         self.ring.clear();
-        self.applied = Version::default();
         self.requests = Requests::default();
     }
 

@@ -245,9 +245,15 @@ impl Shard {
         self.log.clock.highest()
     }
 
-    /// The highest version in its log, as far as known: zero if it is not.
-    pub fn applied_version(&self) -> Version {
-        self.log.applied()
+    /// Whether its log holds the write that gave `key` this version; `false` as well where that
+    /// cannot be told any more. A higher version says nothing: in another epoch a primary whose
+    /// clock was behind may have given this one, in a log that parts from here.
+    pub fn holds_write(&self, key: &[u8], version: Version) -> bool {
+        let present = self.table.peek(key, Timestamp(0)).found();
+        let recent = || self.log.ring.with_version(version)?.key.as_ref();
+        present.is_some_and(|found| found.version == version)
+            || recent().is_some_and(|of| of.as_bytes() == key)
+            || mutated!(HigherVersionCounts) && self.highest_version() >= version
     }
 
     /// Its table.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::entry::{Effect, Record};
+use crate::entry::{Effect, Record, Version};
 
 /// How many times its bytes a ring may hold while a copy of the shard is under way.
 const HELD_FACTOR: usize = 16;
@@ -48,9 +48,11 @@ impl Ring {
         Some(self.records.range(usize::try_from(skip).ok()?.min(self.records.len())..))
     }
 
-    /// The end of the log, if it is here.
-    pub(super) fn last(&self) -> Option<&Arc<Record>> {
-        self.records.back()
+    /// The record with this version, if it is here.
+    pub(super) fn with_version(&self, version: Version) -> Option<&Arc<Record>> {
+        // Versions rise along the log.
+        let at = self.records.binary_search_by_key(&version, |record| record.version).ok()?;
+        self.records.get(at)
     }
 
     /// As [`Ring::after`], if they are not too many for one message.
@@ -114,7 +116,7 @@ pub(super) fn bytes_of(record: &Record) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Position, RequestId, ShardId, Verdict, Version};
+    use crate::entry::{Position, RequestId, ShardId, Verdict};
 
     fn record(seq: u64) -> Arc<Record> {
         Arc::new(Record {

@@ -25,8 +25,8 @@ pub(crate) struct Client {
     left: usize,
     /// The last version it saw of each key.
     seen: Vec<Option<Version>>,
-    /// The last version that it wrote to each key, and was told is safe.
-    wrote: Vec<Option<Version>>,
+    /// The last write to each key that it was told is safe.
+    wrote: Vec<Option<(Version, RequestId)>>,
 }
 
 impl Client {
@@ -116,24 +116,24 @@ impl World {
     /// A read of whatever the nearest copy has.
     fn peek(&mut self, client: usize, machine: usize, number: usize) {
         let now = self.clock(machine);
+        let wrote = self.clients[client].wrote[number].filter(|_| self.dice.chance(500));
+        let min = wrote.map(|(version, _)| version);
         let Some(process) = &self.machines[machine].process else { return };
-        let Some(seen) = process.replica.get(key(number).as_bytes(), now) else { return };
-        let min = self.clients[client].wrote[number].filter(|_| self.dice.chance(500));
+        let Some(seen) = process.replica.get(key(number).as_bytes(), min, now) else { return };
+        if let Some((version, id)) = wrote.filter(|_| seen.holds) {
+            let shard = self.placement.shard_of(key(number).as_bytes());
+            let old = seen.lookup.clone().found().is_some_and(|found| found.version < version);
+            if old || self.witness.lacks_write(shard, seen.position, (version, id)) {
+                self.witness.complain(format!(
+                    "machine {machine} at {:?} says it holds key {number} as of {version}",
+                    seen.position
+                ));
+            }
+        }
         let Lookup::Hit(found) = seen.lookup else { return };
-        if !self.written.contains_key(&(number, found.version.0)) {
+        if !self.written.contains(&(number, found.version.0)) {
             let version = found.version;
             self.witness.complain(format!("key {number} shows {version}, which nobody wrote"));
-        }
-        // A deposed primary with a fast clock may have applied a higher version that is in no other
-        // log: versions of different epochs cannot be compared.
-        let epoch_of =
-            |min: Version| self.written.get(&(number, min.0)).copied().unwrap_or(u32::MAX);
-        let has = |min: Version| seen.highest >= min && seen.position.epoch >= epoch_of(min);
-        if min.is_some_and(|min| has(min) && found.version < min) {
-            self.witness.complain(format!(
-                "machine {machine} has applied {}, and shows key {number} at {}, behind {min:?}",
-                seen.highest, found.version
-            ));
         }
         self.clients[client].seen[number] = Some(found.version);
     }
@@ -406,11 +406,7 @@ impl World {
             Ok((Err(refusal), _)) => self.witness.complain(format!("refused: {refusal}")),
             Ok((Ok((result, wait)), work)) => {
                 if let Found::Ordered(ordered) = result {
-                    let shard = self.placement.shard_of(key(number).as_bytes());
-                    let process = self.machines[to].process.as_ref().expect("it has just acted");
-                    let epoch = process.replica.status_of(shard).epoch;
-                    // The last: what counts is the epoch in which it was safe.
-                    self.written.insert((number, ordered.version.0), epoch);
+                    self.written.insert((number, ordered.version.0));
                 }
                 let run = self.machines[to].run;
                 let process = self.machines[to].process.as_mut().expect("it has just acted");
@@ -533,7 +529,8 @@ impl World {
     }
 
     fn remember(&mut self, client: usize, number: usize) {
-        let Operation { key, told, asked, may_be_lost, .. } = self.operations[number];
+        let Operation { key, told, asked, may_be_lost, ref request, .. } = self.operations[number];
+        let id = request.as_ref().map(|request| request.id);
         let client = &mut self.clients[client];
         match told {
             Told::Ordered(aegiskv::entry::Verdict::ConditionFailed(version), _) => {
@@ -542,7 +539,7 @@ impl World {
             Told::Ordered(_, version) => {
                 client.seen[key] = Some(version);
                 if matches!(asked, Asked::Put { .. } | Asked::Incr { .. }) && !may_be_lost {
-                    client.wrote[key] = Some(version);
+                    client.wrote[key] = id.map(|id| (version, id));
                 }
             }
             Told::Read(Some((_, version))) => client.seen[key] = Some(version),

@@ -154,6 +154,11 @@ impl Operation {
                 if let Some(state) = asked.ordered(state, verdict, version.0) {
                     then(state);
                 }
+                // What was told may be lost, and the same request, asked again of another primary,
+                // stand under another version.
+                if self.may_be_lost {
+                    asked.unknown(state, then);
+                }
             }
             (asked, Told::Unknown) => asked.unknown(state, then),
             (_, Told::Read(_)) => {}
@@ -276,8 +281,12 @@ mod tests {
         let mut write = put(1, 10, Verdict::Created, 0, 1);
         assert!(!is_linearizable(&[write, get(None, 2, 3)], false));
         assert!(is_linearizable(&[write, get(None, 2, 3)], true));
+        let twin = get(Some((1, 11)), 2, 3);
+        assert!(!is_linearizable(&[write, twin], false));
         write.may_be_lost = true;
         assert!(is_linearizable(&[write, get(None, 2, 3)], false));
+        assert!(is_linearizable(&[write, twin], false), "by the other of two primaries");
+        assert!(!is_linearizable(&[write, get(Some((2, 11)), 2, 3)], false));
     }
 
     #[test]

@@ -17,12 +17,14 @@ mod machine;
 mod mutants;
 mod oracle;
 mod plan;
+mod situations;
 mod witness;
 mod world;
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use plan::Plan;
 use world::{Outcome, World};
 
 /// Histories in an ordinary run of the tests.
@@ -37,18 +39,22 @@ fn run(seed: u64) -> Outcome {
     World::new(seed, |_| {}).run()
 }
 
-#[test]
-fn fresh_histories_keep_every_promise() {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let (first, many) = match (number("AEGIS_SEED"), number("AEGIS_SEEDS")) {
+/// The first seed, and how many.
+fn seeds() -> (u64, u64) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    match (number("AEGIS_SEED"), number("AEGIS_SEEDS")) {
         (Some(seed), many) => (seed, many.unwrap_or(1)),
         (None, many) => (since.as_nanos() as u64 >> 8, many.unwrap_or(SEEDS)),
-    };
+    }
+}
+
+/// Runs so many histories, changed so: what was promised holds in each.
+fn keep_every_promise(first: u64, many: u64, change: impl Fn(&mut Plan)) {
     println!("{many} histories from AEGIS_SEED={first} on");
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     let (mut events, mut unclean, mut failed) = (0, 0, Vec::new());
     for seed in first..first + many {
-        let outcome = run(seed);
+        let outcome = World::new(seed, &change).run();
         events += outcome.events;
         for (what, times) in outcome.counts {
             *counts.entry(what).or_insert(0) += times;
@@ -65,6 +71,21 @@ fn fresh_histories_keep_every_promise() {
     println!("{many} histories, {events} events, {unclean} with an unclean recovery");
     counts.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
     assert!(failed.is_empty(), "repeat with AEGIS_SEED={} AEGIS_TRACE=1", failed[0]);
+}
+
+#[test]
+fn fresh_histories_keep_every_promise() {
+    let (first, many) = seeds();
+    keep_every_promise(first, many, |_| {});
+}
+
+#[test]
+fn where_a_rule_matters_most_every_promise_is_kept() {
+    let (first, many) = seeds();
+    for (name, situation) in situations::ALL {
+        println!("{name}:");
+        keep_every_promise(first, many.div_ceil(situations::ALL.len() as u64), situation);
+    }
 }
 
 #[test]

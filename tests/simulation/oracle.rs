@@ -96,10 +96,15 @@ impl Oracle {
         oracle
     }
 
-    /// Three voters from the beginning, before anything was written.
+    /// These voters from the beginning, before anything was written.
     pub(crate) fn starts_with(&mut self, voters: Vec<Seat>, shard: ShardId) {
         let mut to = (**self.configuration(shard)).clone();
-        to.voters = voters;
+        if voters == to.voters {
+            return;
+        }
+        to.old_voters = std::mem::replace(&mut to.voters, voters);
+        self.change(shard, to.clone());
+        to.old_voters.clear();
         self.change(shard, to);
     }
 
@@ -131,11 +136,17 @@ impl Oracle {
         self.topology.shards.iter().all(|shard| shard.has_quorum(Copies::Majority, left))
     }
 
-    fn change(&mut self, shard: ShardId, to: Configuration) -> bool {
+    fn change(&mut self, shard: ShardId, to: Configuration) {
         let from_epoch = self.configuration(shard).epoch;
-        let outcome =
-            self.topology.apply(Command::Configure(vec![Change { shard, from_epoch, to }]));
-        outcome == Outcome::Configured(1)
+        if self.breaks.changes_at_once || self.breaks.drops_lost_seats {
+            // The topology would not have it.
+            let to = Arc::new(Configuration { epoch: from_epoch + 1, ..to });
+            self.topology.shards[usize::from(shard.0)] = to;
+            return;
+        }
+        let change = Change { shard, from_epoch, to };
+        let outcome = self.topology.apply(Command::Configure(vec![change.clone()]));
+        assert_eq!(outcome, Outcome::Configured(1), "against the rules: {change:?}");
     }
 
     /// Looks at one shard and changes its configuration, or not. Answers whether it did.
@@ -144,7 +155,8 @@ impl Oracle {
         if self.breaks.drops_lost_seats
             && let Some(to) = self.without_lost_seats(&present)
         {
-            return self.change(shard, to);
+            self.change(shard, to);
+            return true;
         }
         let view = View { topology: &self.topology, hosts: &self.hosts, sights, shard };
         let to = if view.is_lost(&present) {
@@ -155,7 +167,9 @@ impl Oracle {
             let stuck = self.is_stuck(shard, &present);
             self.next(&view, &present, stuck, dice)
         };
-        to.is_some_and(|to| self.change(shard, to))
+        let changes = to.is_some();
+        to.into_iter().for_each(|to| self.change(shard, to));
+        changes
     }
 
     /// What breaks a rule: present lives take the seats of lost ones at once.
@@ -295,11 +309,11 @@ impl Oracle {
         let Some(new) = dice.pick(&level) else {
             return self.add_learner(view, present, dice);
         };
-        let mut voters: Vec<Seat> =
-            present.voters.iter().copied().filter(|seat| !gone.contains(seat)).collect();
-        voters.push(new);
         // One at a time; the others come next.
-        voters.extend(gone.into_iter().skip(1));
+        let replaced = gone.iter().find(|seat| seat.node == new.node).or(gone.first());
+        let mut voters: Vec<Seat> =
+            present.voters.iter().copied().filter(|seat| Some(seat) != replaced).collect();
+        voters.push(new);
         Some(self.joint(present, voters))
     }
 
@@ -361,10 +375,14 @@ impl Oracle {
             1 if voters.len() > 1 => {
                 voters.remove(dice.below(voters.len()));
             }
-            2 => voters.push(dice.pick(&level)?),
-            _ => {
-                let out = dice.below(voters.len());
-                voters[out] = dice.pick(&level)?;
+            kind => {
+                let new = dice.pick(&level)?;
+                if kind == 3 {
+                    voters.swap_remove(dice.below(voters.len()));
+                }
+                // It may be the next life of one that votes.
+                voters.retain(|seat| seat.node != new.node);
+                voters.push(new);
             }
         }
         Some(self.joint(present, voters))

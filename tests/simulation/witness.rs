@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use aegiskv::entry::{Position, Record, ShardId};
+use aegiskv::entry::{Position, Record, RequestId, ShardId, Version};
 use aegiskv::replica::ShardStatus;
 use aegiskv::shard::{Envelope, Message, Part};
 
@@ -76,6 +76,19 @@ impl Witness {
         if falls {
             self.complain(format!("the version does not rise at {at:?}: {record:?}"));
         }
+    }
+
+    /// Whether the log that ends at `last` surely lacks a write.
+    pub(crate) fn lacks_write(
+        &self,
+        shard: ShardId,
+        last: Position,
+        (version, id): (Version, RequestId),
+    ) -> bool {
+        let Some(seen) = self.shards.get(&shard) else { return false };
+        let mut records = seen.records.values();
+        let write = records.find(|record| record.version == version && record.request == id);
+        write.is_some_and(|record| seen.lacks(last, record.position))
     }
 
     /// Looks at a copy after it has done something.

@@ -1,7 +1,7 @@
 //! The machines, the network between them, and time: one event after another.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::sync::Arc;
 
 use aegiskv::entry::{ShardId, Timestamp};
@@ -150,9 +150,8 @@ pub(crate) struct World {
     pub(crate) placement: Placement,
     pub(crate) clients: Vec<Client>,
     pub(crate) operations: Vec<Operation>,
-    /// Every version that a key was given, by number of the key, and the epoch of the primary that
-    /// answered with it last.
-    pub(crate) written: HashMap<(usize, u64), u32>,
+    /// Every version that a key was given, by number of the key.
+    pub(crate) written: HashSet<(usize, u64)>,
     pub(crate) calm: bool,
     pub(crate) ends_at: u64,
     finishing: bool,
@@ -203,7 +202,7 @@ impl World {
             placement: Placement::new(7, shards),
             clients,
             operations: Vec::new(),
-            written: HashMap::new(),
+            written: HashSet::new(),
             calm: false,
             ends_at: u64::MAX,
             finishing: false,
@@ -621,6 +620,13 @@ impl World {
     }
 
     fn news(&mut self, machine: usize, shard: ShardId, configuration: Arc<Configuration>) {
+        // Whoever hears of nobody does not hear of decisions either.
+        let others = (0..MACHINES).filter(|other| *other != machine);
+        let heard_from = others.map(|other| self.cut_until[other][machine]).min().unwrap_or(0);
+        if heard_from > self.now {
+            let delay = heard_from - self.now + self.dice.within(0..=20_000);
+            return self.after(delay, Event::News { machine, shard, configuration });
+        }
         let Some(process) = &mut self.machines[machine].process else { return };
         let known = &mut process.known[usize::from(shard.0)];
         let newer = known.as_ref().is_none_or(|known| known.epoch < configuration.epoch);
