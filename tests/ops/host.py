@@ -265,7 +265,7 @@ class Host:
 
     def prepare(self):
         """Writes what tells it from the other hosts to its disk."""
-        etc, ssh = self.disk / "upper/etc", self.disk / "upper/root/.ssh"
+        etc, ssh = self.disk / "upper/etc", self.disk / "upper" / "root" / ".ssh"
         for directory in (etc, ssh, self.disk / "work", self.disk / "root"):
             directory.mkdir(parents=True)
         for private in (ssh, ssh.parent):

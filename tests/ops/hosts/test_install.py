@@ -10,9 +10,9 @@ def test_a_repository_signed_by_another_key_is_refused(machine):
 
     def update(keyring):
         sources = re.sub("signed-by=[^]]*", f"signed-by={keyring}", listed)
-        machine.write("/root/other.list", sources)
+        machine.write("/srv/other.list", sources)
         machine.run("rm -rf /tmp/lists && mkdir -p /tmp/lists/partial")
-        where = "-o Dir::Etc::SourceList=/root/other.list -o Dir::Etc::SourceParts=-"
+        where = "-o Dir::Etc::SourceList=/srv/other.list -o Dir::Etc::SourceParts=-"
         return machine.run(f"apt-get update {where} -o Dir::State::Lists=/tmp/lists", check=False)
 
     assert update(kv.KEYRING).returncode == 0
@@ -76,7 +76,7 @@ def test_needrestart_leaves_a_node_alone(kv1):
     node, other = started("aegiskv"), started("systemd-journald")
     # The same library, as an upgrade of it would bring it: what runs has the old one.
     libc = "/lib/x86_64-linux-gnu/libc.so.6"
-    kv1.run(f"cp -p {libc} /root/libc && mv /root/libc {libc}")
+    kv1.run(f"cp -p {libc} /srv/libc && mv /srv/libc {libc}")
 
     said = kv1.run("needrestart -r a")
 

@@ -13,7 +13,7 @@ TLS = "/etc/aegiskv/tls"
 @pytest.fixture(scope="module")
 def node(kv1):
     """The host's node, serving the network with TLS."""
-    kv1.run("aegiskv certs init --dir /root/pki")
+    kv1.run("aegiskv certs init --dir /srv/pki")
     issue(kv1, "first")
     issue(kv1, "second")
     use(kv1, "first")
@@ -95,8 +95,8 @@ MISTAKES = {
     ),
     # The key of one and the certificate of another.
     "certificate": (
-        lambda node: node.run(f"cp /root/pki/first.key {TLS}/kv1.key"),
-        lambda node: node.run(f"cp /root/pki/second.key {TLS}/kv1.key"),
+        lambda node: node.run(f"cp /srv/pki/first.key {TLS}/kv1.key"),
+        lambda node: node.run(f"cp /srv/pki/second.key {TLS}/kv1.key"),
         "tls_key_file: does not belong to the certificate",
     ),
 }
@@ -107,7 +107,7 @@ class Client:
 
     def __init__(self, node):
         self.token = node.run("cat /etc/aegiskv/token").strip()
-        trust = ssl.create_default_context(cadata=node.run("cat /root/pki/ca.crt"))
+        trust = ssl.create_default_context(cadata=node.run("cat /srv/pki/ca.crt"))
         self.connection = http.client.HTTPSConnection(node.address, 7700, context=trust, timeout=10)
         self.connection.connect()
         self.socket = self.connection.sock
@@ -135,13 +135,13 @@ class Client:
 
 
 def issue(node, name):
-    node.run(f"aegiskv certs issue --dir /root/pki {name} --san kv1 --san {node.address}")
+    node.run(f"aegiskv certs issue --dir /srv/pki {name} --san kv1 --san {node.address}")
 
 
 def use(node, name):
     """Puts a pair of certificate and key in the place of the one before."""
     node.run(
         f"install -d -g aegiskv -m 0750 {TLS}"
-        f" && install -g aegiskv -m 0640 /root/pki/{name}.crt {TLS}/kv1.crt"
-        f" && install -g aegiskv -m 0640 /root/pki/{name}.key {TLS}/kv1.key"
+        f" && install -g aegiskv -m 0640 /srv/pki/{name}.crt {TLS}/kv1.crt"
+        f" && install -g aegiskv -m 0640 /srv/pki/{name}.key {TLS}/kv1.key"
     )

@@ -36,8 +36,8 @@ def kv1(machine, repository, tmp_path_factory):
         file.write("# old\n")
     host.call("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, old)
 
-    machine.send(old, "/root/old.deb")
-    apt(machine, "install", "/root/old.deb")
+    machine.send(old, "/srv/old.deb")
+    apt(machine, "install", "/srv/old.deb")
     assert installed(machine) == OLD
     kv.put(machine, "user:1", "Ann")
     kv.setting(machine, "50-site", SITE)
@@ -71,7 +71,7 @@ def test_an_upgrade_asks_nothing_restarts_nothing_and_keeps_everything(kv1):
 def test_a_downgrade_works(kv1):
     kv.put(kv1, "user:2", "Bob")
 
-    apt(kv1, "install", "--allow-downgrades", "/root/old.deb")
+    apt(kv1, "install", "--allow-downgrades", "/srv/old.deb")
     kv1.run("systemctl restart aegiskv")
 
     assert installed(kv1) == OLD
