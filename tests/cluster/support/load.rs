@@ -212,6 +212,7 @@ impl Writer {
         };
         let path = format!("/v1/kv/{}", self.key);
         let Some(answer) = self.attempt_twice(Kind::Overwrite, &path, request).await else {
+            self.record.unknown.insert((self.key.clone(), self.next));
             return;
         };
         if answer.version <= self.version {
@@ -228,10 +229,15 @@ impl Writer {
         let path = format!("/v1/kv/{}?min_version={}", self.key, self.version);
         let request = |http: &reqwest::Client, url: String| http.request(Method::GET, url);
         let Some(answer) = self.attempt_twice(Kind::Read, &path, request).await else { return };
-        // A write whose outcome is unknown may show as well, and it is later.
-        if number(&answer.body).is_none_or(|read| read < written) {
+        let read = number(&answer.body);
+        if !read.is_some_and(|read| self.record.may_show(&self.key, read, written)) {
             let read = answer.body.split(':').next().unwrap_or_default();
             self.record.wrong.push(format!("{}: read {read:?}, wrote {written}", self.key));
+        } else if read < Some(written) {
+            println!(
+                "{}: a write of unknown outcome came late: {read:?} after {written}",
+                self.key
+            );
         }
     }
 

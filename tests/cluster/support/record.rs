@@ -1,7 +1,7 @@
 //! What a load came to, and the questions asked of it: what failed, what was lost, how long nobody
 //! could write, how slow it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -59,6 +59,9 @@ pub(crate) struct Record {
     pub(crate) ops: Vec<Op>,
     /// The last acknowledged value of each key.
     pub(crate) acknowledged: BTreeMap<String, u64>,
+    /// Values of keys that were written with an unknown outcome: a node that was silent may carry
+    /// such a write out when it wakes, after later ones.
+    pub(crate) unknown: BTreeSet<(String, u64)>,
     /// Answers that cannot be right.
     pub(crate) wrong: Vec<String>,
     pub(crate) disturbances: Vec<Disturbance>,
@@ -70,7 +73,13 @@ impl Record {
     pub(crate) fn add(&mut self, other: Self) {
         self.ops.extend(other.ops);
         self.acknowledged.extend(other.acknowledged);
+        self.unknown.extend(other.unknown);
         self.wrong.extend(other.wrong);
+    }
+
+    /// Whether a key may have the value `read` once `written` was acknowledged.
+    pub(crate) fn may_show(&self, key: &str, read: u64, written: u64) -> bool {
+        read >= written || self.unknown.contains(&(key.to_owned(), read))
     }
 
     /// No answer was one that cannot be right.
@@ -112,7 +121,7 @@ impl Record {
             let reads = self.acknowledged.iter().map(|(key, written)| async move {
                 let value = cluster.get(index, key).await;
                 let read = value.as_deref().and_then(number);
-                let is_there = read.is_some_and(|read| read >= *written);
+                let is_there = read.is_some_and(|read| self.may_show(key, read, *written));
                 (!is_there).then(|| format!("{key}: acknowledged {written}, read {read:?}"))
             });
             let reads = futures_util::stream::iter(reads).buffer_unordered(READERS);
