@@ -61,7 +61,7 @@ def test_apt_refuses_the_repository_with_another_key(published, tmp_path):
 
 def dnf(tmp_path, repo, *arguments):
     """dnf with nothing but the repository, the signatures of packages and index both asked for."""
-    return run(
+    done = run(
         "dnf", "--quiet", "--assumeyes", f"--installroot={tmp_path}/root", "--releasever=9",
         f"--setopt=reposdir={tmp_path}/none", "--setopt=gpgcheck=1",
         f"--repofrompath=aegiskv,file://{repo}/dnf", "--repo=aegiskv",
@@ -69,6 +69,10 @@ def dnf(tmp_path, repo, *arguments):
         f"--setopt=aegiskv.gpgkey=file://{repo}/dnf/aegiskv-archive-keyring.asc",
         *arguments, check=False,
     )  # fmt: skip
+    # It leaves a gpg-agent behind for each keyring.
+    for keyring in tmp_path.glob("root/var/cache/dnf/*/pubring"):
+        run("gpgconf", "--homedir", keyring, "--kill", "all")
+    return done
 
 
 def test_dnf_takes_the_index_and_rpm_the_packages_with_the_key_beside_them(published, tmp_path):
