@@ -30,7 +30,7 @@ install_packages() {
         exit 1
     fi
     echo "installing $*"
-    apt-get update -q >/dev/null
+    refresh_index
     DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@" >/dev/null
 }
 
@@ -46,6 +46,12 @@ need_cargo_tool() {
     cargo install --locked --debug --quiet --force "${optimised[@]}" "$2@$3"
 }
 
+# Once a run is enough.
+refresh_index() {
+    [[ -n ${index_is_fresh:-} ]] || apt-get update -q >/dev/null
+    index_is_fresh=yes
+}
+
 # Packages that would start services are only unpacked, below the build directory.
 unpack_packages() {
     local into=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/debian package folder
@@ -53,7 +59,7 @@ unpack_packages() {
         [[ ! -e $into/usr/share/doc/$package ]] || continue
         command -v apt-get >/dev/null || return 1
         echo "unpacking $package"
-        ((EUID != 0)) || apt-get update -q >/dev/null
+        ((EUID != 0)) || refresh_index
         folder=$(mktemp -d)
         (cd "$folder" && apt-get download -q "$package" >/dev/null 2>&1) &&
             mkdir -p "$into" && dpkg -x "$folder"/*.deb "$into"

@@ -165,15 +165,16 @@ pub(super) fn answer(question: &Question) -> Answer {
     let of = |bytes: u64, shards: u64| {
         (u128::from(bytes) * u128::from(shards) / u128::from(question.num_shards)) as u64
     };
+    let used = |shards| of(all_bytes, shards);
 
     let mut losses = Vec::new();
     if nodes > 1 {
-        losses.push(layout.worst_loss("node", question, |shards| of(all_bytes, shards)));
+        losses.push(layout.worst_loss("node", question, used));
     }
     if question.zones.is_some_and(|zones| zones > 1) {
-        losses.push(layout.worst_loss("zone", question, |shards| of(all_bytes, shards)));
+        losses.push(layout.worst_loss("zone", question, used));
     }
-    let used_bytes = of(all_bytes, layout.fullest);
+    let used_bytes = used(layout.fullest);
     let worst = losses.iter().map(|loss| loss.used_bytes).max().unwrap_or(0);
     let ratio = eviction_ratio();
     let free_now = used_bytes as f64 / (1.0 - question.headroom).min(ratio);
