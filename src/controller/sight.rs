@@ -1,6 +1,6 @@
 //! What the controller is told: what gossip says, and what each node reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,10 @@ pub struct Report {
     pub reachable: BTreeMap<NodeId, Link>,
     /// How far its wall clock is ahead of the median of its peers' and its own, in milliseconds.
     pub clock_offset_ms: i64,
+    /// The other members that its gossip has for alive.
+    pub hears: BTreeSet<NodeId>,
+    /// How long its disk has lately taken to make records durable, in milliseconds.
+    pub disk_delay_ms: u32,
     /// One for each shard that the node has a copy of or a seat in, in the order of shards.
     pub shards: Vec<ShardReport>,
 }

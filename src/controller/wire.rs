@@ -17,7 +17,9 @@ const ROLE_BITS: u8 = 0b11;
 struct Wire {
     life: u64,
     clock_offset_ms: i64,
+    disk_delay_ms: u32,
     reachable: Vec<(NodeId, Link)>,
+    hears: Vec<NodeId>,
     /// Each seat that a shard's `copies` name.
     seats: Vec<Seat>,
     shards: Vec<WireShard>,
@@ -66,8 +68,16 @@ impl Serialize for Report {
             expected = report.shard.0.wrapping_add(1);
         }
         let reachable = self.reachable.iter().map(|(node, link)| (*node, *link)).collect();
-        let (life, clock_offset_ms) = (self.life, self.clock_offset_ms);
-        Wire { life, clock_offset_ms, reachable, seats, shards }.serialize(serializer)
+        let wire = Wire {
+            life: self.life,
+            clock_offset_ms: self.clock_offset_ms,
+            disk_delay_ms: self.disk_delay_ms,
+            reachable,
+            hears: self.hears.iter().copied().collect(),
+            seats,
+            shards,
+        };
+        wire.serialize(serializer)
     }
 }
 
@@ -86,6 +96,8 @@ impl<'de> Deserialize<'de> for Report {
             life: wire.life,
             reachable: wire.reachable.into_iter().collect(),
             clock_offset_ms: wire.clock_offset_ms,
+            hears: wire.hears.into_iter().collect(),
+            disk_delay_ms: wire.disk_delay_ms,
             shards,
         })
     }
@@ -161,6 +173,8 @@ mod tests {
         fn report()(
             life in any::<u64>(),
             clock_offset_ms in any::<i64>(),
+            disk_delay_ms in any::<u32>(),
+            hears in prop::collection::btree_set(any::<u64>(), 0..4),
             down in prop::collection::btree_map(any::<u64>(), prop::option::of(any::<u32>()), 0..4),
             shards in prop::collection::vec(shard_report(), 0..8),
         ) -> Report {
@@ -169,7 +183,9 @@ mod tests {
                 Some(for_ms) => Link::Down { why: Break::Silent, for_ms },
             };
             let reachable = down.into_iter().map(|(n, for_ms)| (NodeId(n), link(for_ms))).collect();
-            Report { at: Duration::ZERO, life, reachable, clock_offset_ms, shards }
+            let hears = hears.into_iter().map(NodeId).collect();
+            let at = Duration::ZERO;
+            Report { at, life, reachable, clock_offset_ms, hears, disk_delay_ms, shards }
         }
     }
 
@@ -208,7 +224,9 @@ mod tests {
         let wire = |flags, copies| Wire {
             life: 1,
             clock_offset_ms: 0,
+            disk_delay_ms: 0,
             reachable: Vec::new(),
+            hears: Vec::new(),
             seats: Vec::new(),
             shards: vec![WireShard {
                 gap: 0,

@@ -427,6 +427,8 @@ impl World {
             life,
             reachable: others.map(link).collect(),
             clock_offset_ms: self.processes[&node].clock_offset_ms,
+            hears: BTreeSet::new(),
+            disk_delay_ms: 0,
             shards,
         }
     }

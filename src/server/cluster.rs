@@ -206,6 +206,13 @@ impl Cluster {
         Sight { now, me: self.me, alive, reports: self.reports.lock().clone() }
     }
 
+    /// The members that gossip has for alive.
+    pub(super) fn heard_in_gossip(&self) -> BTreeSet<NodeId> {
+        let members = self.gossip.members().borrow().clone();
+        let alive = members.iter().filter(|(_, seen)| seen.state == gossip::State::Alive);
+        alive.map(|(node, _)| *node).collect()
+    }
+
     /// What gossip says of a member.
     pub(super) fn seems(&self, node: NodeId) -> Option<gossip::State> {
         self.gossip.members().borrow().get(&node).map(|seen| seen.state)

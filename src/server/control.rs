@@ -72,6 +72,8 @@ pub(super) fn make_report(cluster: &Cluster) -> Report {
             .filter_map(|(node, link)| Some((*node, link_of(link.state)?)))
             .collect(),
         clock_offset_ms: -median,
+        hears: cluster.heard_in_gossip(),
+        disk_delay_ms: 0,
         shards: shards.map(shard_report).collect(),
     }
 }
