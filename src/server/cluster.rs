@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::birth::{Newborn, answer_as_member};
 use crate::consensus::Consensus;
-use crate::controller::{self, Report, Seems, Sight};
+use crate::controller::{self, Inquiry, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
 use crate::ops::ActionError;
@@ -55,6 +55,8 @@ pub(super) struct Cluster {
     began: Instant,
     /// The last report of each node, this one's included.
     reports: Mutex<BTreeMap<NodeId, Arc<Report>>>,
+    /// What the last inquiry after each silent node came to.
+    pub(super) inquiries: Mutex<BTreeMap<NodeId, Inquiry>>,
     /// Something happened that should be reported, or acted on, at once.
     pub(super) evidence: Notify,
     settings: Mutex<Settings>,
@@ -100,6 +102,7 @@ impl Cluster {
             metrics: parts.metrics,
             began: Instant::now(),
             reports: Mutex::default(),
+            inquiries: Mutex::default(),
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
             goes: AtomicBool::new(false),
@@ -203,7 +206,8 @@ impl Cluster {
             (*node, controller::Seen { state, since })
         });
         let alive = alive.collect();
-        Sight { now, me: self.me, alive, reports: self.reports.lock().clone() }
+        let (reports, inquiries) = (self.reports.lock().clone(), self.inquiries.lock().clone());
+        Sight { now, me: self.me, alive, reports, inquiries }
     }
 
     /// The members that gossip has for alive.

@@ -16,21 +16,6 @@
 //! The way through: a client's write is in `work`, its order and its answer in `primary`, the
 //! other copies in `follower`, copying in `copying`, how a primary comes to lead in `takeover`.
 
-/// Whether a rule is broken on purpose, to see that the simulator notices.
-#[cfg(feature = "mutations")]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        crate::mutation::is(crate::mutation::Mutation::$mutation)
-    };
-}
-
-#[cfg(not(feature = "mutations"))]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        false
-    };
-}
-
 mod copying;
 mod follower;
 mod history;
