@@ -157,7 +157,7 @@ pub struct Metrics {
     pub expired: Counter,
     /// Each fsync of the log.
     pub wal_fsync: Durations,
-    /// Bad records found in the log, other than a torn end.
+    /// Damaged or missing places found in log, snapshots and copies, other than a torn end.
     pub wal_corruptions: Counter,
     /// Client connections refused for `max_conns`.
     pub rejected_connections: Counter,
@@ -210,7 +210,7 @@ impl Metrics {
             )),
             wal_corruptions: t.counter(
                 "aegis_wal_corruptions_total",
-                "Bad records found in the write-ahead log, other than a torn end.",
+                "Damaged or missing places found at the start in the write-ahead log, in snapshots and in copies of shards, other than a torn end.",
             ),
             rejected_connections: t.counter(
                 "aegis_rejected_connections_total",

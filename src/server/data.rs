@@ -90,6 +90,8 @@ struct Found {
     entries: u64,
     recovery: Recovery,
     damaged_snapshots: Vec<PathBuf>,
+    /// Damaged places: of the log, of snapshots, and adopted copies.
+    damages: u64,
     lost: Option<Loss>,
 }
 
@@ -106,12 +108,12 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
     data.close_log()?;
     Ok(format!(
         "replayed {} records of the log over {} entries of the last snapshot; {} bytes of a torn \
-         end cut off, {} damaged places\n\
+         end cut off, {} damaged or missing places\n\
          wrote a snapshot of {} entries ({} bytes) and removed {} segments of the log ({} bytes)",
         found.recovery.frames,
         found.entries,
         found.recovery.torn_bytes,
-        found.recovery.corruptions.len(),
+        found.damages,
         taken.items,
         taken.bytes,
         truncated.segments,
@@ -211,7 +213,7 @@ fn load(
     let lost = home.loss();
     if !home.loads() {
         let recovery = Recovery::default();
-        return Ok(Found { entries: 0, recovery, damaged_snapshots: Vec::new(), lost });
+        return Ok(Found { entries: 0, recovery, damaged_snapshots: Vec::new(), damages: 0, lost });
     }
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let loaded = snapshot::load(
@@ -225,9 +227,11 @@ fn load(
     )?;
     let replay = Replay {
         starts: &loaded.starts,
-        durable: loaded.durable.max(Lsn(home.clean_at())),
-        same_boot: home.same_boot(),
-        expects_log: true,
+        known: wal::Known {
+            durable: loaded.durable.max(Lsn(home.clean_at())),
+            same_boot: home.same_boot(),
+            expects_log: true,
+        },
         threads,
         progress: &progress.log,
     };
@@ -246,16 +250,20 @@ fn load(
         copies.replay(lsn, &frame, &load_copy);
     })?;
     for corruption in &recovery.corruptions {
-        tracing::error!(?corruption, "the log is damaged; what is sound around it is kept");
+        tracing::error!(
+            ?corruption,
+            "part of the log is damaged or missing; what is sound around it is kept"
+        );
     }
     for damage in &loaded.damages {
         tracing::error!(?damage, "the snapshot is damaged; what is sound of it is kept");
     }
-    let corrupt = loaded.lost
-        || !recovery.corruptions.is_empty()
-        || damaged_copies.load(Ordering::Relaxed) > 0;
+    let damaged_copies = damaged_copies.into_inner();
+    let corrupt = loaded.lost || !recovery.corruptions.is_empty() || damaged_copies > 0;
+    let damages = (recovery.corruptions.len() + loaded.damages.len()) as u64 + damaged_copies;
     Ok(Found {
         entries: loaded.entries,
+        damages,
         recovery,
         damaged_snapshots: loaded.damaged(),
         lost: if corrupt { Some(Loss::Corruption) } else { lost },
@@ -265,8 +273,7 @@ fn load(
 impl Data {
     /// Makes good what the load found to be amiss, before anything is served.
     fn go_on_from(&self, found: &Found) -> anyhow::Result<()> {
-        let corruptions = found.recovery.corruptions.len();
-        self.metrics.wal_corruptions.inc_by(corruptions as u64);
+        self.metrics.wal_corruptions.inc_by(found.damages);
         if let Some(loss) = found.lost.filter(|loss| counts_as_unclean(*loss)) {
             tracing::error!(
                 reason = describe(loss),
@@ -274,7 +281,7 @@ impl Data {
                  goes on with what is left"
             );
         }
-        if corruptions > 0 || !found.damaged_snapshots.is_empty() {
+        if found.damages > 0 {
             // What is sound goes into a fresh snapshot first; only then may the damaged go.
             self.take_snapshot(Some(found), &|| false)
                 .context("cannot write a fresh snapshot beside damaged files")?;
@@ -431,7 +438,7 @@ fn counts_as_unclean(loss: Loss) -> bool {
 
 fn describe(loss: Loss) -> &'static str {
     match loss {
-        Loss::Corruption => "part of the log or of the snapshot is damaged",
+        Loss::Corruption => "part of the log or of the snapshot is damaged or missing",
         Loss::MachineCrashed => "the machine went down and wal_mode is async",
         Loss::IdentityMissing => "the data directory has data but no identity.json",
         Loss::Newborn | Loss::WalOff => "nothing is missing",
