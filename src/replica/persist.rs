@@ -20,6 +20,10 @@ use super::{Replica, Slot, Work};
 /// Entries that a snapshot takes under one hold of a shard's lock.
 const SNAPSHOT_STEP: usize = 256;
 
+/// A snapshot takes at least one byte on the disk for so many in memory: there an entry has its
+/// place in the index, and room up to the next size class.
+const MEMORY_PER_DISK: u64 = 2;
+
 /// What the name of an adopted copy's file begins with.
 const COPY_PREFIX: &str = "copy-";
 
@@ -224,6 +228,7 @@ impl Replica {
         if self.wal.mode() == wal::Mode::Off {
             return Err(SnapshotError::Off);
         }
+        self.check_room(&*disk, dir)?;
         self.wal.rotate()?;
         let mut unneeded = Vec::new();
         let before = self.adopted.lock().clone();
@@ -243,6 +248,14 @@ impl Replica {
         }
         self.adopted.lock().retain(|file| !unneeded.contains(file));
         Ok(finished)
+    }
+
+    /// Sees whether there is room before anything is begun: a new segment that finds none ends the
+    /// log.
+    fn check_room(&self, disk: &dyn Disk, dir: &Path) -> Result<(), SnapshotError> {
+        let entries = self.copies.setting.budget.used() / MEMORY_PER_DISK;
+        snapshot::check_room(disk, dir, entries)?;
+        Ok(snapshot::check_room(disk, self.wal.dir(), 0)?)
     }
 
     /// Writes one shard; answers whether a copy of it is under way here.

@@ -347,8 +347,11 @@ impl Open {
         let path = Segment::path_in(dir, first);
         let file = disk.create(&path).map_err(Error::disk("create", &path))?;
         // Frames are then overwrites, whose sync need not grow the file. A disk that cannot is no
-        // reason to stop: if it is full, the write will say so.
-        let _ = file.allocate(config.segment_bytes_max);
+        // reason to stop: if it is full, the write will say so. What it could is given back, for
+        // others may need it.
+        if file.allocate(config.segment_bytes_max).is_err() {
+            file.truncate(0).map_err(Error::disk("create", &path))?;
+        }
         let header = Segment::encode_header(config.location.cluster_id, first);
         let written = file.write_all_at(&header, 0).and_then(|()| file.sync_data());
         written.map_err(Error::disk("write", &path))?;

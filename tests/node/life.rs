@@ -8,33 +8,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Home, Node, files, http};
+use crate::support::{Home, Node, Unmount, files, get, http, metric, put};
 
 const SOON: Duration = Duration::from_secs(15);
 
-async fn put(node: &Node, key: &str, value: impl Into<reqwest::Body>) -> u16 {
-    let request = http().put(node.url(key)).body(value);
-    request.send().await.unwrap().status().as_u16()
-}
-
-async fn get(node: &Node, key: &str) -> Option<String> {
-    let answer = http().get(node.url(key)).send().await.unwrap();
-    match answer.status().as_u16() {
-        200 => Some(answer.text().await.unwrap()),
-        404 => None,
-        other => panic!("{key}: {other}"),
-    }
-}
-
 async fn ops(node: &Node, path: &str) -> Value {
     http().get(node.ops_url(path)).send().await.unwrap().json().await.unwrap()
-}
-
-async fn metric(node: &Node, name: &str) -> f64 {
-    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|l| l.starts_with(&format!("{name} ")) || *l == name);
-    let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 fn last_line(log: &str) -> &str {
@@ -344,14 +323,6 @@ async fn a_disk_that_fills_ends_the_node_with_the_reason_and_nothing_acknowledge
         assert!(value.bytes().all(|b| b == b'a' + (n % 26) as u8), "k{n} is mangled");
     }
     node.stop(SOON);
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]
