@@ -176,6 +176,7 @@ pub struct Metrics {
     /// Bytes of shards' copies that were brought here.
     pub copy_bytes: Counter,
     refusals: prometheus::IntCounterVec,
+    log_dropped: prometheus::IntCounterVec,
     gauges: Gauges,
     process: Process,
 }
@@ -247,6 +248,7 @@ impl Metrics {
                 "Bytes of shards' entries that were copied to this node.",
             ),
             refusals: refusals(t),
+            log_dropped: log_dropped(t),
             gauges: Gauges::declare(t),
             process: Process::declare(t),
             table,
@@ -261,6 +263,11 @@ impl Metrics {
     /// Counts a GET that found nothing.
     pub fn miss(&self, reason: Miss) {
         self.misses[reason as usize].inc();
+    }
+
+    /// Counts lines of the log that were dropped on their way to `stderr` or `file`.
+    pub fn log_dropped(&self, to: &str, lines: u64) {
+        self.log_dropped.with_label_values(&[to]).inc_by(lines);
     }
 
     /// Counts what was refused on the node port.
@@ -318,6 +325,16 @@ fn refusals(t: &mut Table) -> prometheus::IntCounterVec {
     // There from the start, so that an alert on its rise has something to rise from.
     refusals.with_label_values(&["secret"]);
     refusals
+}
+
+fn log_dropped(t: &mut Table) -> prometheus::IntCounterVec {
+    let dropped = t.counters(
+        "aegis_log_lines_dropped_total",
+        &["to"],
+        "Lines of the log that were dropped because their reader, standard error's or the disk of log_dir, did not keep up.",
+    );
+    dropped.with_label_values(&["stderr"]);
+    dropped
 }
 
 fn misses(t: &mut Table) -> [Counter; Miss::ALL.len()] {

@@ -142,6 +142,7 @@ async fn serve(
         coordinator: coordinator.clone(),
         api: api.clone(),
         log_level: logging.control(),
+        log_drops: logging.drops(),
         notifier: notifier.clone(),
         loading: LoadProgress::default(),
         nursery: OnceLock::new(),

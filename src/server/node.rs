@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::api;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
-use crate::logging::LevelControl;
+use crate::logging::{Drops, LevelControl};
 use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
 use crate::peer::Refusal;
@@ -35,6 +35,7 @@ pub(super) struct Node {
     pub(super) coordinator: Coordinator,
     pub(super) api: api::Server,
     pub(super) log_level: LevelControl,
+    pub(super) log_drops: Drops,
     pub(super) notifier: Notifier,
     pub(super) loading: LoadProgress,
     /// Set while this node is being born.
@@ -101,6 +102,9 @@ impl Node {
             cache_max_bytes: config.config.memory_bytes_max(),
             ..Readings::default()
         };
+        for (to, lines) in self.log_drops.take() {
+            self.metrics.log_dropped(to, lines);
+        }
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
             readings.cache_size_bytes = budget.used();
