@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::ServerState;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::canvass::Standing;
 use super::message::Request;
 use super::{Inner, Metrics, StoredMembership};
 use crate::topology::NodeId;
@@ -16,7 +17,7 @@ use crate::topology::NodeId;
 /// so that slow disks do not let elections overtake each other for ever.
 const TURN: Duration = Duration::from_millis(60);
 
-/// After so many rounds openraft's own timers take over.
+/// After so many rounds it is left to the passing of time.
 const ROUNDS_MAX: u32 = 6;
 
 /// What a leader sent before it was gone may arrive so much later, by another connection.
@@ -200,22 +201,73 @@ impl Inner {
 /// A leader that is to be replaced.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lost {
-    leader: NodeId,
-    term: u64,
+    pub(super) leader: NodeId,
+    pub(super) term: u64,
     /// It said so itself: that it is still heard of does not count.
-    resigned: bool,
-    told: Instant,
+    pub(super) resigned: bool,
+    pub(super) told: Instant,
 }
 
-/// Waits to be told that the leader is gone, and then contests.
-pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
-    loop {
-        inner.elect.notified().await;
-        let lost = *inner.lost.lock();
-        if let Some(lost) = lost {
-            campaign(&inner, lost).await;
-        }
+impl Lost {
+    /// Whether this is still what to think of the leader of a term that was last heard of then.
+    pub(super) fn outlasts(&self, leader: (NodeId, u64), heard: Instant) -> bool {
+        (self.leader, self.term) == leader && (self.resigned || heard <= self.told + STRAGGLE)
     }
+}
+
+/// Waits to be told that the leader is gone, and then contests. Told again, it begins anew.
+pub(super) async fn campaign_when_told(inner: Arc<Inner>) {
+    inner.elect.notified().await;
+    loop {
+        let lost = *inner.lost.lock();
+        tokio::select! {
+            () = inner.elect.notified() => continue,
+            () = async {
+                if let Some(lost) = lost {
+                    campaign(&inner, lost).await;
+                }
+            } => {}
+        }
+        inner.elect.notified().await;
+    }
+}
+
+/// Starts an election whenever no leader was heard of for so long, and a majority agrees.
+pub(super) async fn stand_when_due(inner: Arc<Inner>) {
+    let config = &inner.config;
+    let random = || between(config.election_timeout_min, config.election_timeout_max);
+    let mut patience = random();
+    loop {
+        sleep(config.heartbeat).await;
+        let Some(standing) = inner.standing().await else { return };
+        let votes = voters(&inner.raft.metrics().borrow().membership_config).contains(&inner.me);
+        if !votes || !is_due(&standing, inner.me, config.election_timeout_max, patience) {
+            continue;
+        }
+        if inner.is_wanted().await && inner.raft.trigger().elect().await.is_err() {
+            return;
+        }
+        // Those that lost a leader together do not try again together.
+        patience = random();
+        sleep(patience / 4).await;
+    }
+}
+
+/// Whether nothing has come of the present vote for so long: of a leader's, beyond its lease.
+fn is_due(standing: &Standing, me: NodeId, lease: Duration, patience: Duration) -> bool {
+    let wait = match standing.leader() {
+        Some((leader, _)) if leader == me => return false,
+        Some(_) => lease + patience,
+        None => patience,
+    };
+    standing.confirmed.is_none_or(|confirmed| confirmed.elapsed() >= wait)
+}
+
+/// A random time between two.
+fn between(min: Duration, max: Duration) -> Duration {
+    // Without randomness they come together, and Raft sees to it that one wins all the same.
+    let share = getrandom::u32().unwrap_or(0);
+    min + max.saturating_sub(min).mul_f64(f64::from(share) / f64::from(u32::MAX))
 }
 
 /// How long it is from one's turn in the round before to the one in this round; in the first, from
@@ -228,7 +280,8 @@ fn until_turn(round: u32, turn: usize, rivals: usize) -> Duration {
     }
 }
 
-/// Tries to become the leader, at this node's turn and again, until there is another one.
+/// Tries to become the leader, at this node's turn and again, until there is another one, if a
+/// majority agrees that the old one is gone.
 ///
 /// The rival of higher number has the higher vote in the same term; so with one turn for each, the
 /// first whose turn comes after a majority has given up the old leader wins.
@@ -238,7 +291,7 @@ async fn campaign(inner: &Inner, lost: Lost) {
         let led = metrics.current_leader.map(|leader| (leader, metrics.current_term));
         led.is_some_and(|led| led != (lost.leader, lost.term))
     };
-    let (mut since, mut granted) = (lost.told + STRAGGLE, None);
+    let mut granted = None;
     for round in 0..ROUNDS_MAX {
         let mut rivals = voters(&metrics.borrow().membership_config);
         rivals.remove(&lost.leader);
@@ -250,20 +303,20 @@ async fn campaign(inner: &Inner, lost: Lost) {
             _ = metrics.wait_for(replaced) => return,
             () = sleep(until_turn(round, turn, rivals.len())) => {}
         }
-        let heard = inner.heard.lock().is_some_and(|heard| heard > since);
-        since = Instant::now();
-        if heard && !lost.resigned {
-            continue;
-        }
         // A rival that has this node's vote is left a round to win.
-        let Ok(vote) = inner.raft.with_raft_state(|state| *state.vote_ref()).await else {
+        let Some(Standing { vote, .. }) = inner.standing().await else {
             return;
         };
         let rival = vote.leader_id().voted_for().filter(|node| rivals.contains(node));
         if rival.is_some_and(|node| node != inner.me) && granted.replace(vote) != Some(vote) {
             continue;
         }
-        if inner.raft.trigger().elect().await.is_err() {
+        let wanted = tokio::select! {
+            biased;
+            _ = metrics.wait_for(replaced) => return,
+            wanted = inner.is_wanted() => wanted,
+        };
+        if wanted && inner.raft.trigger().elect().await.is_err() {
             return;
         }
     }

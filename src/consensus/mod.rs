@@ -19,12 +19,17 @@
 //! after a majority's wins. A leader that stops, or has lost its vote, brings about the same by
 //! saying so.
 //!
+//! openraft has no pre-vote, and its own timers are switched off: whoever would start an election,
+//! because it was told to or because it has heard of no leader for so long, first asks the others
+//! (`canvass`). So a voter that was cut off, or that alone lost the leader, unseats nobody.
+//!
 //! # Caveats
 //!
-//! There is no pre-vote in this openraft: a voter that was cut off returns with a higher term, and
-//! the leader steps down once. A leader that reaches some voters but no majority keeps these from
+//! A candidate that is cut off in the middle of its election returns with a higher term, and the
+//! leader steps down once. A leader that reaches some voters but no majority keeps these from
 //! electing another, so it stops its signs of life after two election timeouts.
 
+mod canvass;
 mod election;
 mod error;
 mod log;
@@ -43,11 +48,11 @@ use std::fmt;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::SnapshotPolicy;
 use openraft::error::{Fatal, InitializeError, RaftError};
-use openraft::{SnapshotPolicy, raft};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -158,6 +163,8 @@ impl Config {
             install_snapshot_timeout: millis(CHUNK_WITHIN),
             snapshot_max_chunk_size: CHUNK_BYTES,
             max_payload_entries: MESSAGE_ENTRIES_MAX,
+            // Whoever would start an election asks the others first.
+            enable_elect: false,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.kept_entries,
             ..openraft::Config::default()
@@ -180,8 +187,6 @@ struct Inner {
     peers: Peers,
     topology: watch::Receiver<Arc<Topology>>,
     leadership: watch::Sender<Leadership>,
-    /// When a leader's entries or sign of life were last accepted here.
-    heard: Mutex<Option<Instant>>,
     /// The leader that is to be replaced: its connection broke, or it resigned.
     lost: Mutex<Option<Lost>>,
     /// There is one.
@@ -242,7 +247,7 @@ impl Consensus {
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let leadership = watch::Sender::new(Leadership::unknown());
-        let (heard, lost, elect) = (Mutex::new(None), Mutex::new(None), Notify::new());
+        let (lost, elect) = (Mutex::new(None), Notify::new());
         let inner = Arc::new(Inner {
             me,
             config,
@@ -251,7 +256,6 @@ impl Consensus {
             peers,
             topology,
             leadership,
-            heard,
             lost,
             elect,
             tasks,
@@ -310,8 +314,9 @@ impl Consensus {
         self.inner.store.failure()
     }
 
-    /// The connection to a node broke. If that one leads, and this one votes, it starts an election
-    /// at its turn, unless a leader is heard of before. Costs little when it is wrong.
+    /// The connection to a node broke, or the last way to it. If that one leads, and this one
+    /// votes, it starts an election at its turn, unless a leader is heard of before, by this node
+    /// or by a majority. Costs little when it is wrong.
     pub fn elect(&self, gone: NodeId) {
         self.inner.contest(gone, false);
     }
@@ -361,6 +366,7 @@ impl Inner {
         };
         run(Box::pin(election::observe(Arc::clone(self))));
         run(Box::pin(election::campaign_when_told(Arc::clone(self))));
+        run(Box::pin(election::stand_when_due(Arc::clone(self))));
         run(Box::pin(steward::keep_membership(Arc::clone(self))));
     }
 
@@ -385,15 +391,9 @@ impl Inner {
         }
         let stopped = Reply::Refused(Refusal::Stopped);
         match request {
-            Request::Append(append) => match self.raft.append_entries(append).await {
-                Ok(response) => {
-                    if !matches!(response, raft::AppendEntriesResponse::HigherVote(_)) {
-                        *self.heard.lock() = Some(Instant::now());
-                    }
-                    Reply::Append(response)
-                }
-                Err(_) => stopped,
-            },
+            Request::Append(append) => {
+                self.raft.append_entries(append).await.map_or(stopped, Reply::Append)
+            }
             Request::Vote(vote) => self.raft.vote(vote).await.map_or(stopped, Reply::Vote),
             Request::Install(install) => match self.raft.install_snapshot(install).await {
                 Ok(response) => Reply::Install(Ok(response.vote)),
@@ -412,6 +412,7 @@ impl Inner {
                 }
                 Reply::Noted
             }
+            Request::Canvass { last_log } => Reply::Canvassed(self.would_elect(last_log).await),
         }
     }
 }

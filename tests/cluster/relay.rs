@@ -67,14 +67,12 @@ async fn a_cut_pair_costs_nothing(with_leader: bool, cut: Cut) {
     let leader = cluster.leader().await;
     let others = cluster.others(leader);
     let (a, b) = if with_leader { (leader, others[0]) } else { (others[0], others[1]) };
-    let primaries = cluster.primaries().await;
     cluster.network().cut_from(a, &[b], cut);
     let (first, later) = write_through_all(&cluster, &keys).await;
     println!("{test}: the longest write took {first:?} at first, {later:?} later");
     assert!(first < NOTICED_WITHIN, "{first:?}");
     assert!(later < Duration::from_secs(1), "{later:?}");
     assert_eq!(cluster.leader().await, leader, "no other leader was elected");
-    assert_eq!(cluster.primaries().await, primaries, "no shard changed hands");
     assert!(metric(&cluster, a, "aegis_relayed_messages_total").await > 0.0);
     for node in 0..3 {
         let url = cluster.nodes[node].url(&format!("/v1/kv/{}", keys[0]));

@@ -113,6 +113,52 @@ async fn a_leader_that_is_heard_of_is_not_contested_nor_is_anybody_else() {
     net.end().await;
 }
 
+/// Longer than it takes openraft's timers, or ours, to start several elections.
+const AWHILE: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_was_cut_off_comes_back_and_unseats_nobody() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let term = net.leadership(leader).term;
+    let cut_off = others(leader)[0];
+    net.cut(cut_off, true);
+    tokio::time::sleep(AWHILE).await;
+    net.cut(cut_off, false);
+    net.node(cut_off).propose(enter(cut_off, "2.0"), PATIENCE).await.unwrap();
+    // Started anew, it has heard of no leader yet.
+    net.stop(cut_off).await;
+    net.open(cut_off).await;
+    tokio::time::sleep(AWHILE).await;
+    net.node(cut_off).propose(enter(cut_off, "2.1"), PATIENCE).await.unwrap();
+    for node in THREE {
+        let now = net.leadership(node);
+        assert_eq!((now.leader, now.term), (Some(NodeId(leader)), term), "node {node}");
+    }
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_alone_lost_the_leader_waits_until_another_has_lost_it_too() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let term = net.leadership(leader).term;
+    let [deaf, other] = others(leader).try_into().unwrap();
+    net.cut_between(leader, deaf);
+    net.node(deaf).elect(NodeId(leader));
+    tokio::time::sleep(AWHILE).await;
+    net.node(other).propose(enter(other, "2.0"), PATIENCE).await.unwrap();
+    assert_eq!(net.leadership(other).term, term);
+
+    net.kill(leader).await;
+    let began = Instant::now();
+    net.node(other).elect(NodeId(leader));
+    let next = net.leader_among(&[deaf, other]).await;
+    println!("node {next} leads after {:?}", began.elapsed());
+    net.node(deaf).propose(enter(deaf, "2.1"), PATIENCE).await.unwrap();
+    net.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_decides_nothing_and_learns_what_the_majority_did() {
     let net = three().await;
