@@ -20,6 +20,7 @@
 //! into, up to some 64 KiB for a short one.
 
 mod accepted;
+mod addresses;
 mod calls;
 mod connect;
 mod dialler;
@@ -61,6 +62,7 @@ use frame::Head;
 use secret::Secrets;
 use shared::Shared;
 
+pub use addresses::Source;
 pub use calls::CallError;
 pub use frame::FRAME_BYTES_MAX;
 pub use hello::Identity;
@@ -97,7 +99,8 @@ pub struct Config {
 pub struct Peer {
     /// Its name, for log lines.
     pub name: String,
-    /// Where to dial it: host:port, resolved anew each time.
+    /// Where the topology has it: host:port, resolved anew each time. Where it is heard to be
+    /// since is tried first.
     pub addr: String,
 }
 
@@ -199,6 +202,18 @@ impl Transport {
         for dialler in added {
             self.shared.tracker.spawn(dialler.run(Arc::clone(&self.shared)));
         }
+    }
+
+    /// Takes note that a peer is said to be at `addr`, host:port: it is dialled there next.
+    pub fn hear_address(&self, node: NodeId, source: Source, addr: &str) {
+        if let Some(dialler) = self.shared.diallers.load().get(&node) {
+            dialler.hear(source, addr);
+        }
+    }
+
+    /// Where a peer may be, the likeliest address first.
+    pub fn addresses(&self, node: NodeId) -> Vec<String> {
+        self.shared.diallers.load().get(&node).map(|d| d.addresses()).unwrap_or_default()
     }
 
     /// Sends a frame of `kind` to a member, its body appended by `write` to what waits there

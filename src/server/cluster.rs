@@ -22,15 +22,16 @@ use crate::controller::{self, Inquiry, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
 use crate::ops::ActionError;
-use crate::peer::{self, Down, Refusal, State, Transport};
+use crate::peer::{self, Identity, Transport};
 use crate::replication::Replication;
 use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology};
-use crate::wire::{self, Kind};
+use crate::wire;
 
 use super::control;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
-use super::ways::Ways;
+use super::ways::{self, Ways};
+use super::whereabouts;
 
 /// How long a command may take until it is asked for again.
 pub(super) const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,9 +41,6 @@ const COMMAND_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long others are given to take over what this node leads, before it stops.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often a newborn that sits at a member's address is told of its cluster.
-const TELL_NEWBORN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The parts of a member.
 pub(super) struct Cluster {
@@ -117,8 +115,9 @@ impl Cluster {
         cluster.run(enter(cluster.clone()));
         cluster.run(follow_topology(cluster.clone()));
         cluster.run(follow_gossip(cluster.clone(), parts.dead));
-        cluster.run(follow_links(cluster.clone()));
-        cluster.run(tell_newborns(cluster.clone()));
+        cluster.run(ways::follow_links(cluster.clone()));
+        cluster.run(whereabouts::follow(cluster.clone()));
+        cluster.run(whereabouts::tell_newborns(cluster.clone()));
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
@@ -142,6 +141,10 @@ impl Cluster {
 
     pub(super) fn consensus(&self) -> &Consensus {
         &self.consensus
+    }
+
+    pub(super) fn gossip(&self) -> &Gossip {
+        &self.gossip
     }
 
     pub(super) fn transport(&self) -> &Transport {
@@ -174,8 +177,24 @@ impl Cluster {
         self.transport.set_secrets(secrets.clone());
         self.gossip.set_secrets(secrets);
         self.gossip.set_timeouts(timeouts.0, timeouts.1);
-        self.gossip.set_seeds(seeds(&settings, &self.topology_now()));
         *self.settings.lock() = settings;
+        self.renew_seeds();
+    }
+
+    /// Has gossip look for others as configured, and wherever members may be.
+    pub(super) fn renew_seeds(&self) {
+        let members = self.topology_now().members.values().cloned().collect::<Vec<_>>();
+        let mut seeds: BTreeSet<String> = self.settings().seeds.into_iter().collect();
+        for Member { node, about, .. } in members {
+            seeds.extend(self.transport.addresses(node).into_iter().next());
+            seeds.insert(about.peer_addr);
+        }
+        self.gossip.set_seeds(seeds.into_iter().collect());
+    }
+
+    /// Where this node says that it is reached.
+    pub(super) fn own_addr(&self) -> &str {
+        &self.about.peer_addr
     }
 
     /// Another node's report has come.
@@ -198,7 +217,7 @@ impl Cluster {
     }
 
     /// Finds the routes anew, and has a leader contested to which no way leads any more.
-    fn renew_routes(&self) {
+    pub(super) fn renew_routes(&self) {
         let topology = self.topology_now();
         let lost = {
             let reports = self.reports.lock();
@@ -268,8 +287,8 @@ impl Cluster {
         .map_err(|needed| needed.to_string())
     }
 
-    /// A node that is no member yet knocks.
-    pub(super) async fn knocked(&self, knock: Knock) -> KnockReply {
+    /// A node that is no member yet knocks, or a member that looks for others.
+    pub(super) async fn knocked(&self, from: &Identity, knock: Knock) -> KnockReply {
         let topology = self.topology_now();
         let Some(cluster) = topology.cluster else { return KnockReply::NotNow };
         match knock {
@@ -284,7 +303,10 @@ impl Cluster {
                 }
             },
             Knock::Join(about) => self.let_in(&topology, about).await,
-            Knock::Member => KnockReply::Noted,
+            Knock::Whereabouts if from.is_member() => {
+                KnockReply::Whereabouts(whereabouts::known(self))
+            }
+            Knock::Member | Knock::Whereabouts => KnockReply::Noted,
         }
     }
 
@@ -318,8 +340,8 @@ impl Cluster {
         if member.node == self.me {
             return true;
         }
-        let up = self.transport.links().borrow().get(&member.node).is_some_and(peer::Link::is_up);
-        up && self.seems(member.node).is_none_or(|state| state == gossip::State::Alive)
+        let is_in_touch = self.ways.silent_for(member.node).is_none();
+        is_in_touch && self.seems(member.node).is_none_or(|state| state == gossip::State::Alive)
     }
 
     /// What the topology should be told of this node, if anything.
@@ -415,13 +437,6 @@ impl Cluster {
     }
 }
 
-/// Where gossip looks for others: as configured, and wherever members are.
-pub(super) fn seeds(settings: &Settings, topology: &Topology) -> Vec<String> {
-    let mut seeds: BTreeSet<String> = settings.seeds.iter().cloned().collect();
-    seeds.extend(topology.members.values().map(|member| member.about.peer_addr.clone()));
-    seeds.into_iter().collect()
-}
-
 /// Says that this node is there, as it is now, whenever the topology has it otherwise: after a
 /// start, and when what its last run said before its end is decided only now.
 async fn enter(cluster: Arc<Cluster>) {
@@ -457,7 +472,6 @@ async fn follow_topology(cluster: Arc<Cluster>) {
                 (member.node, peer)
             });
             cluster.transport.set_peers(peers.collect());
-            cluster.gossip.set_seeds(seeds(&cluster.settings(), &now));
             cluster.reports.lock().retain(|node, _| now.members.contains_key(node));
         }
         known = now;
@@ -513,57 +527,6 @@ async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<N
         cluster.evidence.notify_waiters();
         if members.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Takes a broken connection for what it may mean: a leader to replace, a report to be made.
-async fn follow_links(cluster: Arc<Cluster>) {
-    let mut links = cluster.transport.links();
-    let mut down: BTreeSet<NodeId> = BTreeSet::new();
-    loop {
-        let now = links.borrow_and_update().clone();
-        cluster.renew_routes();
-        let mut still = BTreeSet::new();
-        for (node, link) in now.iter() {
-            let State::Down { why, .. } = link.state else { continue };
-            if why == Down::Untried {
-                continue;
-            }
-            still.insert(*node);
-            if !down.contains(node) {
-                cluster.consensus.elect(*node);
-            }
-        }
-        if down != still {
-            cluster.evidence.notify_waiters();
-        }
-        down = still;
-        if links.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells newborns at members' addresses that they are known: their disks were wiped.
-async fn tell_newborns(cluster: Arc<Cluster>) {
-    let links = cluster.transport.links();
-    let body = wire::to_vec(&Knock::Member);
-    loop {
-        tokio::time::sleep(TELL_NEWBORN_PAUSE).await;
-        let newborn = |link: &peer::Link| {
-            matches!(link.state, State::Down { why: Down::Rejected(Refusal::NotMember), .. })
-        };
-        let now = links.borrow().clone();
-        for (node, _) in now.iter().filter(|(_, link)| newborn(link)) {
-            let topology = cluster.topology_now();
-            let Some(member) = topology.members.get(node) else { continue };
-            let addr = &member.about.peer_addr;
-            let told =
-                cluster.transport.call_addr(addr, Kind::Knock as u8, &body, TELL_NEWBORN_PAUSE);
-            if let Err(error) = told.await {
-                tracing::debug!(addr, %error, "a newborn could not be told of its cluster");
-            }
         }
     }
 }

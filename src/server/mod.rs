@@ -19,6 +19,7 @@ mod recover;
 mod upkeep;
 mod view;
 mod ways;
+mod whereabouts;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;

@@ -131,6 +131,13 @@ impl Network {
         self.nft(index, &(rules + "}\n"));
     }
 
+    /// Keeps all datagrams from reaching a node.
+    pub(crate) fn drop_udp(&self, index: usize) {
+        let chain =
+            "chain datagrams {\ntype filter hook input priority 0\nmeta l4proto udp drop\n}";
+        self.nft(index, &format!("table inet cut {{\n{chain}\n}}\n"));
+    }
+
     /// Takes back what [`Network::cut`] did to a node.
     pub(crate) fn heal(&self, index: usize) {
         self.nft(index, "delete table inet cut\n");

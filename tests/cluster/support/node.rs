@@ -24,6 +24,7 @@ const TAIL_LINES: usize = 60;
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) host: Ipv4Addr,
+    peer_port: u16,
     dir: PathBuf,
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
@@ -48,7 +49,19 @@ impl Node {
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
+        let (name, peer_port) = (name.to_owned(), PEER_PORT);
+        Self { name, host, peer_port, dir, settings, namespace, child: None }
+    }
+
+    /// Gives it another address, for the next start.
+    pub(crate) fn move_to(&mut self, host: Ipv4Addr, peer_port: u16) {
+        assert!(self.child.is_none(), "{} runs", self.name);
+        (self.host, self.peer_port) = (host, peer_port);
+        self.set(&json!({
+            "bind_addr": format!("{host}:{CLIENT_PORT}"),
+            "gossip_bind_addr": format!("{host}:{peer_port}"),
+            "health_addr": format!("{host}:{OPS_PORT}"),
+        }));
     }
 
     /// Changes settings, for the next start or reload. `null` takes one back.
@@ -74,7 +87,7 @@ impl Node {
     }
 
     pub(crate) fn peer_addr(&self) -> String {
-        format!("{}:{PEER_PORT}", self.host)
+        format!("{}:{}", self.host, self.peer_port)
     }
 
     pub(crate) fn data(&self) -> PathBuf {
