@@ -31,6 +31,8 @@ pub enum Kind {
     Report = 5,
     /// One way, to primaries: a node's memory is short by so many bytes (`u64`).
     Pressure = 6,
+    /// A request: whether a seat answers at any address of its node.
+    Inquiry = 9,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             4 => Self::Knock,
             5 => Self::Report,
             6 => Self::Pressure,
+            9 => Self::Inquiry,
             _ => return None,
         })
     }

@@ -19,6 +19,7 @@ use crate::topology::{Announcement, Cluster, NodeId};
 use crate::wire::{self, Kind};
 
 use super::cluster;
+use super::inquiry;
 use super::newborn::Nursery;
 use super::pressure;
 
@@ -119,6 +120,10 @@ impl peer::Handler for Peers {
             },
             Some(Kind::Consensus) if from.is_member() => match self.cluster() {
                 Some(cluster) => return cluster.consensus().handle(body).await,
+                None => Vec::new(),
+            },
+            Some(Kind::Inquiry) if from.is_member() => match self.cluster() {
+                Some(cluster) => inquiry::answer(&cluster, &body).await,
                 None => Vec::new(),
             },
             Some(Kind::Knock) => wire::to_vec(&self.knocked(from, &body).await),
