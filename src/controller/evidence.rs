@@ -13,7 +13,7 @@ use super::sight::{Break, Link, Report, Seems, Sight};
 use crate::topology::{NodeId, Topology};
 
 /// A report older than this says nothing of the present.
-pub(super) const REPORT_FRESH: Duration = Duration::from_secs(3);
+pub const REPORT_FRESH: Duration = Duration::from_secs(3);
 
 /// What a node said before its last connection broke may arrive so much later, by another way.
 const STRAGGLE: Duration = Duration::from_millis(300);

@@ -47,12 +47,7 @@ impl Failover {
 }
 
 /// One shard's primary.
-fn look_at(
-    draft: &mut Draft<'_>,
-    shard: ShardId,
-    configuration: &Configuration,
-    is_lonely: bool,
-) {
+fn look_at(draft: &mut Draft<'_>, shard: ShardId, configuration: &Configuration, is_lonely: bool) {
     let (view, primary) = (draft.view, configuration.primary);
     let candidates = configuration.seats();
     if let Some(why) = failure(view, primary) {

@@ -203,8 +203,7 @@ impl World {
     pub(super) fn slander(&mut self, node: u64, is_slandered: bool) {
         let now = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
-        process.slandered_since =
-            is_slandered.then(|| process.slandered_since.unwrap_or(now));
+        process.slandered_since = is_slandered.then(|| process.slandered_since.unwrap_or(now));
     }
 
     /// Another node leads from now on, with a controller that remembers nothing.
@@ -363,7 +362,8 @@ impl World {
         let number = shard as u16;
         let voters: BTreeSet<Seat> = configuration.sets().flatten().copied().collect();
         let primary = configuration.primary;
-        let counts = |seat: &Seat| self.counts(*seat, shard) && self.reaches(primary.node, seat.node);
+        let counts =
+            |seat: &Seat| self.counts(*seat, shard) && self.reaches(primary.node, seat.node);
         let mut live: Vec<Seat> = voters.into_iter().filter(counts).collect();
         let may_lead = live.contains(&primary) || (configuration.unclean && self.is_live(primary));
         if !may_lead {

@@ -71,8 +71,7 @@ async fn inquire(cluster: &Arc<Cluster>, node: NodeId, at: Duration) {
     let others = topology.members.values().filter(|m| m.node != node && m.node != cluster.me);
     let ask_others = others.map(|other| async move {
         let body = wire::to_vec(&seat);
-        let put = |into: &mut Vec<u8>| into.extend_from_slice(&body);
-        let asked = cluster.transport().call(other.node, Kind::Inquiry as u8, put, OTHERS_WITHIN);
+        let asked = cluster.ways().call(other.node, Kind::Inquiry, &body, OTHERS_WITHIN);
         let finding = asked.await.ok().and_then(|answer| wire::get::<Finding>(&answer).ok());
         (other.about.name.clone(), finding)
     });

@@ -19,6 +19,7 @@ mod pressure;
 mod recover;
 mod upkeep;
 mod view;
+mod ways;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;
