@@ -35,6 +35,8 @@ pub enum Kind {
     /// One way, or a request answered by a [`Relayed`]: what another member said, to be passed on
     /// to a third, behind a [`Relay`].
     Relay = 7,
+    /// A request: whether a seat answers at any address of its node.
+    Inquiry = 8,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             5 => Self::Report,
             6 => Self::Pressure,
             7 => Self::Relay,
+            8 => Self::Inquiry,
             _ => return None,
         })
     }

@@ -86,7 +86,7 @@ pub struct Plan {
 }
 
 /// The decisions, and what they remember.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Controller {
     health: health::Health,
     failover: failover::Failover,

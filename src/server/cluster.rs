@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::birth::{Newborn, answer_as_member};
 use crate::consensus::Consensus;
-use crate::controller::{self, Inquiry, Report, Seems, Sight};
+use crate::controller::{self, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
 use crate::ops::ActionError;
@@ -28,6 +28,7 @@ use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, St
 use crate::wire;
 
 use super::control;
+use super::inquiry;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
 use super::ways::{self, Ways};
@@ -56,7 +57,7 @@ pub(super) struct Cluster {
     /// The last report of each node, this one's included.
     reports: Mutex<BTreeMap<NodeId, Arc<Report>>>,
     /// What the last inquiry after each silent node came to.
-    pub(super) inquiries: Mutex<BTreeMap<NodeId, Inquiry>>,
+    pub(super) inquiries: Mutex<BTreeMap<NodeId, inquiry::Asked>>,
     /// The members that no way leads to.
     lost: Mutex<BTreeSet<NodeId>>,
     /// Something happened that should be reported, or acted on, at once.
@@ -128,7 +129,8 @@ impl Cluster {
         cluster
     }
 
-    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task that ends with this node's part in the cluster.
+    pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled(task).await;
@@ -249,7 +251,10 @@ impl Cluster {
             (*node, controller::Seen { state, since })
         });
         let alive = alive.collect();
-        let (reports, inquiries) = (self.reports.lock().clone(), self.inquiries.lock().clone());
+        let reports = self.reports.lock().clone();
+        let asked = self.inquiries.lock();
+        let inquiries = asked.iter().filter_map(|(node, asked)| Some((*node, asked.inquiry?)));
+        let inquiries = inquiries.collect();
         Sight { now, me: self.me, alive, reports, inquiries }
     }
 
@@ -258,6 +263,21 @@ impl Cluster {
         let members = self.gossip.members().borrow().clone();
         let alive = members.iter().filter(|(_, seen)| seen.state == gossip::State::Alive);
         alive.map(|(node, _)| *node).collect()
+    }
+
+    /// Where a member may be: as the topology has it, as gossip has it, and where seeds are.
+    pub(super) fn addresses_of(&self, node: NodeId) -> Vec<String> {
+        let topology = self.topology_now();
+        let known = topology.members.get(&node).map(|member| member.about.peer_addr.clone());
+        let mut addresses: Vec<String> = known.into_iter().collect();
+        if let Some(seen) = self.gossip.members().borrow().get(&node) {
+            addresses.push(seen.peer.addr.clone());
+            addresses.extend(seen.addr.map(|addr| addr.to_string()));
+        }
+        addresses.extend(self.settings().seeds);
+        let mut known = BTreeSet::new();
+        addresses.retain(|addr| known.insert(addr.clone()));
+        addresses
     }
 
     /// What gossip says of a member.

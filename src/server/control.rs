@@ -14,6 +14,7 @@ use crate::topology::{Command, NodeId, Outcome, Topology};
 use crate::wire::{self, Kind};
 
 use super::cluster::{COMMAND_PATIENCE, Cluster};
+use super::inquiry;
 
 /// How often the leader is told how this node's shards are, and how often it plans.
 const PACE: Duration = Duration::from_millis(100);
@@ -126,6 +127,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             let topology = cluster.topology_now();
             failovers.observe(&cluster, &topology, &sight);
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);
+            inquiry::begin(&cluster, plan.inquire);
             let mut took_place = true;
             for command in plan.commands {
                 let before = topology.clone();

@@ -11,6 +11,7 @@ mod bring_up;
 mod cluster;
 mod control;
 mod data;
+mod inquiry;
 mod newborn;
 mod node;
 mod peers;

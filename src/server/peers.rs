@@ -16,6 +16,7 @@ use crate::topology::{Announcement, Cluster, NodeId};
 use crate::wire::{self, Kind, Relay, Relayed};
 
 use super::cluster;
+use super::inquiry;
 use super::newborn::Nursery;
 use super::pressure;
 use super::ways::Ways;
@@ -136,6 +137,10 @@ impl Peers {
             },
             Kind::Consensus => match self.cluster() {
                 Some(cluster) => cluster.consensus().handle(body).await,
+                None => Bytes::new(),
+            },
+            Kind::Inquiry => match self.cluster() {
+                Some(cluster) => inquiry::answer(&cluster, &body).await.into(),
                 None => Bytes::new(),
             },
             _ => Bytes::new(),
