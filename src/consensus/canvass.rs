@@ -43,7 +43,7 @@ impl Standing {
         let (Some(leader), Some(confirmed)) = (self.leader(), self.confirmed) else {
             return false;
         };
-        let is_lost = lost.is_some_and(|lost| lost.outlasts(leader, confirmed));
+        let is_lost = lost.is_some_and(|lost| lost.outlasts(leader, confirmed, now));
         !is_lost && now.saturating_duration_since(confirmed) <= lease
     }
 }
@@ -105,6 +105,7 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use super::super::election::Resignation;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -129,13 +130,15 @@ mod tests {
     #[test]
     fn a_lost_leader_counts_again_when_it_is_heard_of_and_a_resigned_one_does_not() {
         let told = Instant::now();
-        let lost = Lost { leader: NodeId(1), term: 5, resigned: false, told };
+        let lost = Lost { leader: NodeId(1), term: 5, resigned: None, told };
         let is_led = |lost, standing: Standing| standing.is_led(Some(lost), LEASE, told + 50 * MS);
         assert!(!is_led(lost, led_by(1, 5, told - 100 * MS)));
         assert!(!is_led(lost, led_by(1, 5, told + 30 * MS)), "what was under way still comes");
         assert!(is_led(lost, led_by(1, 5, told + 31 * MS)));
-        let resigned = Lost { resigned: true, ..lost };
+        let resigned = Lost { resigned: Some(Resignation { to: None }), ..lost };
         assert!(!is_led(resigned, led_by(1, 5, told + 31 * MS)));
+        let later = told + 5_001 * MS;
+        assert!(led_by(1, 5, later).is_led(Some(resigned), LEASE, later), "nobody took over");
         for another in [led_by(1, 6, told), led_by(2, 5, told)] {
             assert!(is_led(resigned, another), "{another:?}");
         }

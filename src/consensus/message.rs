@@ -46,8 +46,9 @@ pub(super) enum Request {
     Propose { command: Command, within_ms: u32 },
     /// To the leader: which entry must be applied to have all that is committed by now.
     Confirm { within_ms: u32 },
-    /// From the leader of this term: it will not go on leading; elect another.
-    Resign { term: u64 },
+    /// From the leader of this term: it will not go on leading; elect another, this one if it
+    /// names one.
+    Resign { term: u64, to: Option<NodeId> },
     /// From a voter whose log ends there, before it starts an election: is there no leader?
     Canvass { last_log: Option<LogId> },
 }

@@ -318,7 +318,27 @@ impl Consensus {
     /// votes, it starts an election at its turn, unless a leader is heard of before, by this node
     /// or by a majority. Costs little when it is wrong.
     pub fn elect(&self, gone: NodeId) {
-        self.inner.contest(gone, false);
+        self.inner.contest(gone, None);
+    }
+
+    /// The voters, and of the others among them those that have all that this node, the leader, has
+    /// in its log.
+    pub fn successors(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let voters = election::voters(&metrics.membership_config);
+        let is_level = |node: &NodeId| {
+            let matching = metrics.replication.as_ref().and_then(|all| all.get(node).copied());
+            matching.flatten().map(|log_id| log_id.index) == metrics.last_log_index
+        };
+        let mut level = voters.clone();
+        level.retain(|node| *node != self.inner.me && is_level(node));
+        (voters, level)
+    }
+
+    /// As the leader: has another voter lead, which should be level. It is tried; whoever leads
+    /// shows in [`Consensus::leadership`].
+    pub async fn hand_over(&self, to: NodeId) {
+        self.inner.resign(Some(to)).await;
     }
 
     /// Answers a message of another node's consensus. Any bytes may come.
@@ -338,7 +358,7 @@ impl Consensus {
         inner.tasks.close();
         inner.tasks.wait().await;
         if inner.leadership.borrow().leads {
-            inner.resign().await;
+            inner.resign(None).await;
         }
         if let Err(e) = inner.raft.shutdown().await {
             tracing::warn!("the topology's Raft ended in disorder: {e}");
@@ -406,9 +426,9 @@ impl Inner {
             Request::Confirm { within_ms } => {
                 self.confirm_here(Duration::from_millis(within_ms.into())).await
             }
-            Request::Resign { term } => {
+            Request::Resign { term, to } => {
                 if self.raft.metrics().borrow().current_term == term {
-                    self.contest(from, true);
+                    self.contest(from, Some(to));
                 }
                 Reply::Noted
             }

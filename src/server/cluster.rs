@@ -265,15 +265,12 @@ impl Cluster {
         alive.map(|(node, _)| *node).collect()
     }
 
-    /// Where a member may be: as the topology has it, as gossip has it, and where seeds are.
+    /// Where a member may be: where it was heard to be, as the topology has it, and where seeds are.
     pub(super) fn addresses_of(&self, node: NodeId) -> Vec<String> {
         let topology = self.topology_now();
         let known = topology.members.get(&node).map(|member| member.about.peer_addr.clone());
-        let mut addresses: Vec<String> = known.into_iter().collect();
-        if let Some(seen) = self.gossip.members().borrow().get(&node) {
-            addresses.push(seen.peer.addr.clone());
-            addresses.extend(seen.addr.map(|addr| addr.to_string()));
-        }
+        let mut addresses = self.transport.addresses(node);
+        addresses.extend(known);
         addresses.extend(self.settings().seeds);
         let mut known = BTreeSet::new();
         addresses.retain(|addr| known.insert(addr.clone()));

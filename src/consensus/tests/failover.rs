@@ -195,6 +195,69 @@ async fn a_leader_without_majority_says_that_it_does_not_lead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_leader_everybody_says_so_and_since_when() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let [gone, left] = others(leader).try_into().unwrap();
+    let before = Instant::now();
+    net.stop(gone).await;
+    net.cut(leader, true);
+    for node in [leader, left] {
+        let mut leadership = net.node(node).leadership();
+        let leaderless = leadership.wait_for(|now| now.leader.is_none());
+        let now = tokio::time::timeout(PATIENCE, leaderless).await.unwrap().unwrap().clone();
+        let since = now.since.saturating_duration_since(before);
+        assert!(since <= before.elapsed() && now.since + AWHILE > before, "node {node}: {since:?}");
+    }
+    net.cut(leader, false);
+    for node in [leader, left] {
+        let mut leadership = net.node(node).leadership();
+        let led = leadership.wait_for(|now| now.leader.is_some());
+        assert!(tokio::time::timeout(PATIENCE, led).await.is_ok(), "node {node}");
+    }
+    net.end().await;
+}
+
+async fn hands_over(net: &Net, all: &[u64]) {
+    let leader = net.leader_among(all).await;
+    // As long as a leader stays at least: those whose vote it has are loyal for a moment.
+    tokio::time::sleep(net.config.election_timeout_max).await;
+    // The lowest of them: by number alone another would win.
+    let to = all.iter().copied().find(|node| *node != leader).unwrap();
+    let began = Instant::now();
+    net.node(leader).hand_over(NodeId(to)).await;
+    net.leader_among(&[to]).await;
+    println!("node {to} of {} leads after {:?}", all.len(), began.elapsed());
+    for node in all {
+        net.node(*node).propose(enter(*node, "2.0"), PATIENCE).await.unwrap();
+    }
+    assert_eq!(net.leadership(to).leader, Some(NodeId(to)), "and goes on leading");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leadership_goes_to_whom_the_leader_names() {
+    let net = three().await;
+    hands_over(&net, &THREE).await;
+    net.end().await;
+    let net = Net::new();
+    let all = five(&net).await;
+    hands_over(&net, &all).await;
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn if_the_one_that_is_named_is_gone_another_leads() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let [gone, left] = others(leader).try_into().unwrap();
+    net.stop(gone).await;
+    net.node(leader).hand_over(NodeId(gone)).await;
+    net.leader_among(&[leader, left]).await;
+    net.node(left).propose(enter(left, "2.0"), PATIENCE).await.unwrap();
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_reaches_no_majority_does_not_keep_the_others_from_electing() {
     let net = Net::new();
     let all = five(&net).await;
