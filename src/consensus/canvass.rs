@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use openraft::raft::{VoteRequest, VoteResponse};
 use tokio::time::Instant;
 
 use super::election::Lost;
@@ -70,6 +71,25 @@ impl Inner {
     pub(super) async fn would_elect(&self, last_log: Option<LogId>) -> bool {
         let own = self.raft.data_metrics().borrow().last_log;
         last_log >= own && !self.is_led().await
+    }
+
+    /// Votes, as its answer to the canvass was: not while a leader is at work, and at once if none is.
+    pub(super) async fn vote(&self, request: VoteRequest<NodeId>) -> Option<VoteResponse<NodeId>> {
+        let lost = *self.lost.lock();
+        let standing = self.standing().await?;
+        if standing.is_led(lost, self.config.election_timeout_max, Instant::now()) {
+            let last_log_id = self.raft.data_metrics().borrow().last_log;
+            return Some(VoteResponse { vote: standing.vote, vote_granted: false, last_log_id });
+        }
+        // openraft stays loyal to a leader that is gone for a while, unless it is a candidate
+        // itself; of candidates in one term the highest number wins. Where another is to follow,
+        // nobody competes.
+        let lost = lost.filter(|lost| standing.leader() == Some((lost.leader, lost.term)));
+        let is_named = lost.and_then(|lost| lost.resigned?.to).is_some();
+        if standing.vote.is_committed() && !is_named {
+            self.raft.trigger().elect().await.ok()?;
+        }
+        self.raft.vote(request).await.ok()
     }
 
     /// Asks the voters, this one among them, whether to elect it. Ends as soon as that is clear.

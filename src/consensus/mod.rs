@@ -11,17 +11,14 @@
 //!
 //! # Elections
 //!
-//! openraft's followers do not vote against a leader that they heard of lately, and start no
-//! election before that either: after silence it takes `election_timeout_max` and a random
-//! election timeout. That is right for a leader that is only slow, and long for one whose process
-//! is gone. So [`Consensus::elect`] is told of a broken connection: each voter then becomes a
-//! candidate at its turn, which ends its loyalty to the old leader, and the first whose turn comes
-//! after a majority's wins. A leader that stops, or has lost its vote, brings about the same by
-//! saying so.
-//!
-//! openraft has no pre-vote, and its own timers are switched off: whoever would start an election,
-//! because it was told to or because it has heard of no leader for so long, first asks the others
-//! (`canvass`). So a voter that was cut off, or that alone lost the leader, unseats nobody.
+//! openraft has no pre-vote, its followers do not vote against a leader that they heard of lately
+//! though its process is gone, and its leader votes for any candidate. So its timers are switched
+//! off, and whoever would start an election first asks the others (`canvass`): because the
+//! connection to the leader broke ([`Consensus::elect`]), each voter at its turn; because the leader
+//! resigned; or because no leader was heard of for a while. A node votes as it answered: not while a
+//! leader is at work as far as it knows, and at once if none is, by becoming a candidate itself
+//! where openraft would stay loyal. So a voter that was cut off, or that alone lost the leader,
+//! unseats nobody, and a dead leader is replaced within some round trips.
 //!
 //! # Caveats
 //!
@@ -414,7 +411,7 @@ impl Inner {
             Request::Append(append) => {
                 self.raft.append_entries(append).await.map_or(stopped, Reply::Append)
             }
-            Request::Vote(vote) => self.raft.vote(vote).await.map_or(stopped, Reply::Vote),
+            Request::Vote(vote) => self.vote(vote).await.map_or(stopped, Reply::Vote),
             Request::Install(install) => match self.raft.install_snapshot(install).await {
                 Ok(response) => Reply::Install(Ok(response.vote)),
                 Err(RaftError::APIError(e)) => Reply::Install(Err(e)),
