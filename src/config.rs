@@ -35,7 +35,9 @@ pub use layers::{Document, Origins};
 pub use problem::{Problem, Problems};
 pub use reference::key_reference;
 pub use secret::{Secret, Secrets};
-pub use setting::{EvictionPolicy, Quorum, Shape, TlsClientAuth, UncleanRecovery, WalMode};
+pub use setting::{
+    EvictionPolicy, Quorum, Shape, TlsClientAuth, UncleanRecovery, WalMode, WhenRemoved,
+};
 
 use check::Check;
 use layers::Layers;

@@ -21,6 +21,11 @@ pub enum Phase {
     Serving,
     /// Answering what came before, taking nothing new.
     Draining,
+    /// Removed from its cluster, for good: serving nobody.
+    Removed {
+        /// How it knows, and what to do, in words.
+        why: String,
+    },
 }
 
 impl Phase {
@@ -30,6 +35,7 @@ impl Phase {
             Self::Starting { .. } => "starting",
             Self::Serving => "serving",
             Self::Draining => "draining",
+            Self::Removed { .. } => "removed",
         }
     }
 }
@@ -46,7 +52,7 @@ pub struct Status {
     /// The topology's epoch.
     pub epoch: u64,
     /// The members of the cluster as this node knows them, itself included. Empty while it knows
-    /// of none: it is then shown as the only one.
+    /// of none: it is then shown as the only one, unless it was removed.
     pub members: Vec<Member>,
     /// The member that leads the topology, by name, if one is known.
     pub leader: Option<String>,

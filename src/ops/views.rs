@@ -79,6 +79,7 @@ fn readiness(status: &Status) -> Vec<Check> {
         Phase::Serving => Check::passed("node", "ok"),
         Phase::Starting { progress } => Check::failed("node", format!("starting: {progress}")),
         Phase::Draining => Check::failed("node", "draining: takes no new work"),
+        Phase::Removed { why } => Check::failed("node", format!("removed: {why}")),
     };
     let starting = matches!(status.phase, Phase::Starting { .. });
     let wal = match status.wal.mode {
@@ -145,10 +146,10 @@ pub(super) async fn metrics<N: Node>(
 pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
     let status = shared.node.status();
     let shards = &status.readings.shards;
-    let (leader, members) = if status.members.is_empty() {
-        (Some(status.node_id.clone()), vec![alone(&status)])
-    } else {
-        (status.leader.clone(), status.members.clone())
+    let (leader, members) = match status.phase {
+        Phase::Removed { .. } => (None, Vec::new()),
+        _ if status.members.is_empty() => (Some(status.node_id.clone()), vec![alone(&status)]),
+        _ => (status.leader.clone(), status.members.clone()),
     };
     Json(json!({
         "cluster_id": status.cluster_id,
@@ -173,7 +174,7 @@ fn alone(status: &Status) -> Member {
         status: match status.phase {
             Phase::Starting { .. } => MemberStatus::Joining,
             Phase::Serving => MemberStatus::Alive,
-            Phase::Draining => MemberStatus::Leaving,
+            Phase::Draining | Phase::Removed { .. } => MemberStatus::Leaving,
         },
         client_addr: status.client_addr.map(|addr| addr.to_string()),
         gossip_addr: status.gossip_addr.map(|addr| addr.to_string()),

@@ -424,8 +424,11 @@ impl Cluster {
         }
     }
 
-    /// Ends this node's part in the cluster.
+    /// Ends this node's part in the cluster. A second call does nothing.
     pub(super) async fn end(&self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
         self.gossip.leave().await;
         self.stop.cancel();
         self.tasks.close();
@@ -477,6 +480,7 @@ async fn follow_topology(cluster: Arc<Cluster>) {
                 (member.node, peer)
             });
             cluster.transport.set_peers(peers.collect());
+            cluster.transport.set_roster(now.roster());
             cluster.gossip.set_seeds(seeds(&cluster.settings(), &now));
             cluster.reports.lock().retain(|node, _| now.members.contains_key(node));
         }

@@ -16,5 +16,6 @@ mod partition;
 mod races;
 mod refusals;
 mod relay;
+mod removal;
 mod serving;
 mod support;

@@ -59,7 +59,8 @@ async fn a_node_that_is_to_leave_is_emptied_and_removed_and_clients_notice_nothi
     let answer = cluster.http.post(cluster.nodes[0].ops_url("/admin/nodes/node3/remove"));
     let answer = answer.send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    cluster.nodes[2].stop(PATIENCE).await;
+    let status = cluster.nodes[2].end(PATIENCE).await;
+    assert_eq!(status.code(), Some(10), "it learns that it was removed, and ends");
     cluster.nodes.remove(2);
     cluster.wait_healthy(PATIENCE).await;
     cluster.wait_equal(PATIENCE).await;

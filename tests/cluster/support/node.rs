@@ -162,6 +162,12 @@ impl Node {
     /// SIGTERM, and its end in order, awaited so that load in this process goes on.
     pub(crate) async fn stop(&mut self, within: Duration) {
         self.signal(Signal::SIGTERM);
+        let status = self.end(within).await;
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+    }
+
+    /// Its end, awaited.
+    pub(crate) async fn end(&mut self, within: Duration) -> ExitStatus {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.ended() {
@@ -171,7 +177,7 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         self.child = None;
-        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+        status
     }
 
     /// Takes all its data away.
