@@ -9,6 +9,7 @@ mod access;
 mod actions;
 mod node;
 mod problem;
+mod readiness;
 mod serve;
 mod status;
 mod views;

@@ -71,9 +71,15 @@ pub struct Status {
     /// Listeners open to other machines without the protection they should have: what follows, and
     /// how to mend it, one sentence each.
     pub exposures: Vec<String>,
-    /// Copies on this node that are being brought level. The cluster's, on any node, are in
+    /// Copies on this node that vote and are not level. The cluster's, on any node, are in
     /// `readings`.
-    pub copies_catching_up: u64,
+    pub copies_behind: u64,
+    /// Those of them whose shards are served: they are being brought level.
+    pub copies_coming: u64,
+    /// For how long it has been serving clients, or trying to.
+    pub serving_for: Duration,
+    /// Whether since its start all shards were served, and all its copies level, at some moment.
+    pub was_whole: bool,
     /// The figures that the gauges show as well.
     pub readings: Readings,
 }
@@ -126,6 +132,8 @@ pub struct Wal {
     pub mode: &'static str,
     /// Segments on disk.
     pub segments: u64,
+    /// It could not be written: the node is about to end.
+    pub failed: bool,
 }
 
 /// One shard's configuration and positions.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::readiness::{Check, readiness};
 use super::{Member, MemberStatus, Node, Phase, Problem, Shared, Status};
 use crate::metrics;
 
@@ -53,76 +54,6 @@ struct Readiness {
 
 fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(checks.iter().map(|check| (check.name, &check.text)))
-}
-
-/// One line of `/ready`.
-struct Check {
-    name: &'static str,
-    passed: bool,
-    text: String,
-}
-
-impl Check {
-    fn passed(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, passed: true, text: text.into() }
-    }
-
-    fn failed(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, passed: false, text: text.into() }
-    }
-}
-
-/// Whether clients should be sent here. Insecure listeners and a refused reload are named, since
-/// this is where an operator looks, but they keep nobody from being served.
-fn readiness(status: &Status) -> Vec<Check> {
-    let node = match &status.phase {
-        Phase::Serving => Check::passed("node", "ok"),
-        Phase::Starting { progress } => Check::failed("node", format!("starting: {progress}")),
-        Phase::Draining => Check::failed("node", "draining: takes no new work"),
-        Phase::Removed { why } => Check::failed("node", format!("removed: {why}")),
-    };
-    let starting = matches!(status.phase, Phase::Starting { .. });
-    let wal = match status.wal.mode {
-        _ if starting => Check::failed("wal", "not open yet"),
-        "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
-        _ => Check::passed("wal", "ok"),
-    };
-    let shards =
-        if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
-    let listeners = match status.exposures.as_slice() {
-        [] => Check::passed("listeners", "ok"),
-        exposures => Check::passed("listeners", format!("exposed: {}", exposures.join("; "))),
-    };
-    let config = if status.readings.config_reload_success {
-        Check::passed("config", "ok")
-    } else {
-        Check::passed(
-            "config",
-            "the last reload was refused; the configuration before it is in force",
-        )
-    };
-    vec![node, wal, shards, listeners, config]
-}
-
-fn shards_check(status: &Status) -> Check {
-    let counts = &status.readings.shards;
-    let mut troubles: Vec<String> = counts
-        .by_state()
-        .into_iter()
-        .filter(|(state, count)| *state != "healthy" && *count > 0)
-        .map(|(state, count)| format!("{count} {}", state.replace('_', " ")))
-        .collect();
-    if status.copies_catching_up > 0 {
-        troubles.push(format!("{} copies here not level yet", status.copies_catching_up));
-    }
-    let text = if troubles.is_empty() { "ok".to_owned() } else { troubles.join(", ") };
-    // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer. Nor
-    // does a copy that is brought level on another node.
-    if status.copies_catching_up > 0 || counts.unavailable > 0 {
-        Check::failed("shards", text)
-    } else {
-        Check::passed("shards", text)
-    }
 }
 
 /// Whether every shard keeps its write quorum without this node.

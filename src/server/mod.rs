@@ -155,6 +155,7 @@ async fn serve(
         data: OnceLock::new(),
         cluster: OnceLock::new(),
         removed: OnceLock::new(),
+        was_whole: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         reload_ok: AtomicBool::new(true),
         refusals_told: Mutex::default(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -46,6 +46,8 @@ pub(super) struct Node {
     pub(super) cluster: OnceLock<Arc<Cluster>>,
     /// Set when this node was removed from its cluster.
     pub(super) removed: OnceLock<Removed>,
+    /// All shards were served, and all copies here level, at some moment since the start.
+    pub(super) was_whole: AtomicBool,
     /// The process was told to stop.
     pub(super) stopping: AtomicBool,
     pub(super) reload_ok: AtomicBool,
@@ -233,8 +235,14 @@ impl ops::Node for Node {
         let config = &loaded.config;
         let data = self.data.get();
         let view = self.view();
+        let (phase, readings) = (self.phase(), self.readings(&loaded));
+        let (copies_behind, copies_coming) =
+            view.as_ref().map_or((0, 0), ClusterView::copies_behind);
+        if phase == ops::Phase::Serving && copies_behind == 0 && readings.shards.unavailable == 0 {
+            self.was_whole.store(true, Ordering::Relaxed);
+        }
         ops::Status {
-            phase: self.phase(),
+            phase,
             cluster_id: data.map(|data| format!("{:032x}", data.cluster_id)),
             node_id: config.node_id.clone(),
             epoch: view.as_ref().map_or(0, ClusterView::epoch),
@@ -246,12 +254,16 @@ impl ops::Node for Node {
             wal: ops::Wal {
                 mode: super::wal_mode(config).name(),
                 segments: data.map_or(0, |data| data.replica.wal().segments().len() as u64),
+                failed: data.is_some_and(|data| data.replica.wal().failure().borrow().is_some()),
             },
             members: view.as_ref().map_or_else(Vec::new, ClusterView::members),
             leader: view.as_ref().and_then(ClusterView::leader),
-            copies_catching_up: view.as_ref().map_or(0, ClusterView::copies_catching_up),
+            copies_behind,
+            copies_coming,
+            serving_for: self.cluster.get().map_or(Duration::ZERO, |cluster| cluster.now()),
+            was_whole: self.was_whole.load(Ordering::Relaxed),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
-            readings: self.readings(&loaded),
+            readings,
         }
     }
 

@@ -122,15 +122,21 @@ impl<'a> ClusterView<'a> {
         }
     }
 
-    /// Copies on this node that vote, or shall, and are behind.
-    pub(super) fn copies_catching_up(&self) -> u64 {
+    /// Copies on this node that vote, or shall, and are behind; and those of them whose shards are
+    /// served.
+    pub(super) fn copies_behind(&self) -> (u64, u64) {
         let replica = self.cluster.replication().replica();
         let me = replica.me();
-        let behind = replica.status().into_iter().filter(|status| {
+        let (mut behind, mut coming) = (0, 0);
+        for status in replica.status() {
             let votes = self.topology.shard(status.shard).is_some_and(|c| c.is_voter(me));
-            votes && !status.level
-        });
-        behind.count() as u64
+            if votes && !status.level {
+                let state = self.states.get(usize::from(status.shard.0));
+                behind += 1;
+                coming += u64::from(state.is_some_and(|state| *state != ShardState::Unavailable));
+            }
+        }
+        (behind, coming)
     }
 
     /// What the gauges show of the cluster.

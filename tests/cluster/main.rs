@@ -14,6 +14,7 @@ mod memory;
 mod moves;
 mod partition;
 mod races;
+mod readiness;
 mod refusals;
 mod relay;
 mod removal;
