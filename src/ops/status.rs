@@ -56,6 +56,8 @@ pub struct Status {
     pub members: Vec<Member>,
     /// The member that leads the topology, by name, if one is known.
     pub leader: Option<String>,
+    /// For how long nobody has led it, as far as this node knows; `None` while somebody does.
+    pub leaderless_for: Option<Duration>,
     /// Where clients reach it; `None` until it listens.
     pub client_addr: Option<SocketAddr>,
     /// Where other nodes reach it; `None` while it talks to none.

@@ -1,5 +1,7 @@
 //! What can be looked at: `GET /health`, `/ready`, `/metrics`, `/cluster` and so on.
 
+use std::time::{Duration, SystemTime};
+
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -86,6 +88,7 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
         "cluster_id": status.cluster_id,
         "epoch": status.epoch,
         "leader": leader,
+        "leaderless_since": status.leaderless_for.map(ago),
         "members": members,
         "shards": {
             "total": shards.total(),
@@ -96,6 +99,12 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
             "unavailable": shards.unavailable,
         },
     }))
+}
+
+/// The moment so long ago, as RFC 3339 has it.
+fn ago(span: Duration) -> String {
+    let moment = SystemTime::now().checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(moment).to_string()
 }
 
 /// This node as the one member of its cluster, as long as it knows of no others.

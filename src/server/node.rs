@@ -258,6 +258,7 @@ impl ops::Node for Node {
             },
             members: view.as_ref().map_or_else(Vec::new, ClusterView::members),
             leader: view.as_ref().and_then(ClusterView::leader),
+            leaderless_for: view.as_ref().and_then(ClusterView::leaderless_for),
             copies_behind,
             copies_coming,
             serving_for: self.cluster.get().map_or(Duration::ZERO, |cluster| cluster.now()),

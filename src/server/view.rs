@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::consensus::Leadership;
 use crate::controller::{self, ShardState, Sight};
 use crate::entry::ShardId;
 use crate::gossip;
@@ -20,7 +22,7 @@ pub(super) struct ClusterView<'a> {
     topology: Arc<Topology>,
     sight: Sight,
     states: Vec<ShardState>,
-    leader: Option<NodeId>,
+    leadership: Leadership,
 }
 
 impl<'a> ClusterView<'a> {
@@ -30,8 +32,8 @@ impl<'a> ClusterView<'a> {
         // Of itself it need not remember what it last told.
         sight.reports.insert(cluster.me, Arc::new(control::make_report(cluster)));
         let states = controller::shard_states(&topology, &sight, &cluster.settings().controller);
-        let leader = cluster.consensus().leadership().borrow().leader;
-        Self { cluster, topology, sight, states, leader }
+        let leadership = cluster.consensus().leadership().borrow().clone();
+        Self { cluster, topology, sight, states, leadership }
     }
 
     /// The topology's revision.
@@ -40,7 +42,12 @@ impl<'a> ClusterView<'a> {
     }
 
     pub(super) fn leader(&self) -> Option<String> {
-        self.leader.map(|node| self.topology.name(node))
+        self.leadership.leader.map(|node| self.topology.name(node))
+    }
+
+    /// For how long nobody has led the topology, if nobody does.
+    pub(super) fn leaderless_for(&self) -> Option<Duration> {
+        self.leadership.leader.is_none().then(|| self.leadership.since.elapsed())
     }
 
     pub(super) fn members(&self) -> Vec<ops::Member> {
@@ -66,7 +73,7 @@ impl<'a> ClusterView<'a> {
                 version: about.version.clone(),
                 shards,
                 primaries,
-                leader: self.leader == Some(member.node),
+                leader: self.leadership.leader == Some(member.node),
             }
         };
         self.topology.members.values().map(member).collect()
@@ -169,6 +176,6 @@ impl<'a> ClusterView<'a> {
         });
         readings.cluster_members = living.count() as u64;
         readings.cluster_members_expected = self.topology.members.len() as u64;
-        readings.topology_leader = self.cluster.consensus().leadership().borrow().leads;
+        readings.topology_leader = self.leadership.leads;
     }
 }

@@ -163,6 +163,7 @@ fn serving() -> Status {
         epoch: 4,
         members: vec![],
         leader: None,
+        leaderless_for: None,
         copies_behind: 0,
         copies_coming: 0,
         serving_for: Duration::from_secs(61),

@@ -180,6 +180,7 @@ async fn the_cluster_is_this_node_alone_in_the_shape_of_the_contract() {
             "cluster_id": "c0ffee",
             "epoch": 4,
             "leader": "n1",
+            "leaderless_since": null,
             "members": [{
                 "node_id": "n1", "status": "alive", "client_addr": "127.0.0.1:7700",
                 "gossip_addr": null, "zone": "z1", "region": "",
@@ -239,8 +240,15 @@ async fn the_members_of_a_cluster_are_shown_as_the_node_knows_them() {
     assert_eq!(cluster["members"][1]["leader"], true);
     assert_eq!(cluster["members"][2]["status"], "dead");
     assert_eq!(cluster["members"].as_array().unwrap().len(), 3);
+    assert_eq!(cluster["leaderless_since"], Value::Null);
     node.status.lock().leader = None;
-    assert_eq!(get(&node, "/cluster").await.json()["leader"], Value::Null, "none is known");
+    node.status.lock().leaderless_for = Some(Duration::from_secs(3_600));
+    let cluster = get(&node, "/cluster").await.json();
+    assert_eq!(cluster["leader"], Value::Null, "none is known");
+    let since = cluster["leaderless_since"].as_str().unwrap();
+    assert_eq!(since.len(), "2026-01-01T00:00:00Z".len(), "{since}");
+    let since = humantime::parse_rfc3339(since).unwrap().elapsed().unwrap();
+    assert!((3_599..3_660).contains(&since.as_secs()), "{since:?}");
     for (status, word) in [(MemberStatus::Joining, "joining"), (MemberStatus::Leaving, "leaving")] {
         assert_eq!(json!(status), word);
     }

@@ -81,6 +81,16 @@ impl Node {
         self.dir.join("data")
     }
 
+    /// What `aegiskv status` says of it.
+    pub(crate) fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
+        command.args(["status", "--ops-addr", &format!("{}:{OPS_PORT}", self.host)]);
+        command.args(["--addr", &self.client_addr()]);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
     /// Starts the process, without waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
