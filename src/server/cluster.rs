@@ -393,6 +393,16 @@ impl Cluster {
         self.decide(Command::Stand { node: member.node, standing }, "decommissioning").await
     }
 
+    /// Calls a decommission off.
+    pub(super) async fn recommission(&self, name: &str) -> Result<(), ActionError> {
+        let member = self.member(name)?;
+        if member.standing != Standing::Decommissioning {
+            return Err(ActionError::Conflict("the node is not being decommissioned"));
+        }
+        let standing = Standing::Member;
+        self.decide(Command::Stand { node: member.node, standing }, "recommissioning").await
+    }
+
     /// Ends the membership of a node that is dead, or that was decommissioned.
     pub(super) async fn remove(&self, name: &str) -> Result<(), ActionError> {
         let member = self.member(name)?;

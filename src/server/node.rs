@@ -285,6 +285,10 @@ impl ops::Node for Node {
         self.cluster()?.decommission(name).await
     }
 
+    async fn recommission(&self, name: &str) -> Result<(), ActionError> {
+        self.cluster()?.recommission(name).await
+    }
+
     async fn remove(&self, name: &str) -> Result<(), ActionError> {
         self.cluster()?.remove(name).await
     }

@@ -98,6 +98,12 @@ impl Node for Fake {
         Ok(())
     }
 
+    async fn recommission(&self, name: &str) -> Result<(), ActionError> {
+        self.known(name)?;
+        self.told.lock().push(format!("recommission {name}"));
+        Ok(())
+    }
+
     async fn remove(&self, name: &str) -> Result<(), ActionError> {
         self.known(name)?;
         self.told.lock().push(format!("remove {name}"));
