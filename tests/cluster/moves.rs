@@ -78,6 +78,11 @@ async fn a_decommission_is_called_off_and_the_node_has_its_copies_again() {
     assert_eq!(refused.status(), 409, "{}", refused.text().await.unwrap());
     assert_eq!(call(0, "decommission").await.status(), 202);
     wait_empty(&cluster, 0, "node3").await;
+    eventually("two copies of three are too few", PATIENCE, async || {
+        let view = cluster.ops(0, "/cluster").await?;
+        if view["shards"]["under_replicated"] == 16 { Ok(()) } else { Err(view.to_string()) }
+    })
+    .await;
     let stays = call(1, "recommission").await;
     assert_eq!(stays.status(), 200, "{}", stays.text().await.unwrap());
     eventually("node3 leads its part again", PATIENCE, async || {
