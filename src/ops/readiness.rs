@@ -30,8 +30,8 @@ impl Check {
     }
 }
 
-/// All checks. Insecure listeners and a refused reload are named, since this is where an operator
-/// looks, but they keep nobody from being served.
+/// All checks. Lost datagrams, insecure listeners and a refused reload are named, since this is where
+/// an operator looks, but they keep nobody from being served.
 pub(super) fn readiness(status: &Status) -> Vec<Check> {
     let node = match &status.phase {
         Phase::Serving => Check::passed("node", "ok"),
@@ -48,6 +48,10 @@ pub(super) fn readiness(status: &Status) -> Vec<Check> {
     };
     let shards =
         if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
+    let gossip = match status.lost_udp.as_slice() {
+        [] => Check::passed("gossip", "ok"),
+        lost => Check::passed("gossip", lost.join("; ")),
+    };
     let listeners = match status.exposures.as_slice() {
         [] => Check::passed("listeners", "ok"),
         exposures => Check::passed("listeners", format!("exposed: {}", exposures.join("; "))),
@@ -60,7 +64,7 @@ pub(super) fn readiness(status: &Status) -> Vec<Check> {
             "the last reload was refused; the configuration before it is in force",
         )
     };
-    vec![node, wal, shards, listeners, config]
+    vec![node, wal, shards, gossip, listeners, config]
 }
 
 fn shards_check(status: &Status) -> Check {
@@ -89,8 +93,8 @@ fn serves(status: &Status) -> bool {
     if status.was_whole {
         return true;
     }
-    let waits_for_shards = status.serving_for < START_PATIENCE
-        && (counts.unavailable > 0 || status.copies_behind > 0);
+    let waits_for_shards =
+        status.serving_for < START_PATIENCE && (counts.unavailable > 0 || status.copies_behind > 0);
     // A copy that is brought level is waited for; for one that nobody brings level it makes no
     // sense.
     !waits_for_shards && status.copies_coming == 0

@@ -70,6 +70,8 @@ pub struct Status {
     pub uptime: Duration,
     /// The log.
     pub wal: Wal,
+    /// From which members no UDP comes in though TCP works, and what to open, one sentence each.
+    pub lost_udp: Vec<String>,
     /// Listeners open to other machines without the protection they should have: what follows, and
     /// how to mend it, one sentence each.
     pub exposures: Vec<String>,

@@ -263,6 +263,7 @@ impl ops::Node for Node {
             copies_coming,
             serving_for: self.cluster.get().map_or(Duration::ZERO, |cluster| cluster.now()),
             was_whole: self.was_whole.load(Ordering::Relaxed),
+            lost_udp: view.as_ref().map_or_else(Vec::new, ClusterView::lost_udp),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
             readings,
         }

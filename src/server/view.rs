@@ -15,6 +15,7 @@ use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
 
 use super::cluster::Cluster;
 use super::control;
+use super::udp;
 
 /// One moment of the cluster.
 pub(super) struct ClusterView<'a> {
@@ -80,18 +81,32 @@ impl<'a> ClusterView<'a> {
     }
 
     fn status(&self, member: &Member) -> ops::MemberStatus {
-        let seems = self.cluster.seems(member.node);
+        let stays = member.standing == Standing::Member;
+        let seems = match self.cluster.seems(member.node) {
+            // Who answers over TCP lives, whether its datagrams come in or not.
+            _ if self.reaches(member.node) => Some(gossip::State::Alive),
+            seems => seems,
+        };
         match seems {
-            _ if member.node == self.cluster.me && member.standing == Standing::Member => {
-                ops::MemberStatus::Alive
-            }
             Some(gossip::State::Suspect) => ops::MemberStatus::Suspect,
             Some(gossip::State::Dead) => ops::MemberStatus::Dead,
             Some(gossip::State::Left) => ops::MemberStatus::Leaving,
-            _ if member.standing != Standing::Member => ops::MemberStatus::Leaving,
+            _ if !stays => ops::MemberStatus::Leaving,
             Some(gossip::State::Alive) => ops::MemberStatus::Alive,
             None => ops::MemberStatus::Joining,
         }
+    }
+
+    /// Whether it is this node, or one that answers over TCP.
+    fn reaches(&self, node: NodeId) -> bool {
+        node == self.cluster.me || self.cluster.is_reached(node)
+    }
+
+    /// What is wrong with UDP from other members, for each.
+    pub(super) fn lost_udp(&self) -> Vec<String> {
+        let unheard = self.cluster.unheard.borrow();
+        let members = unheard.iter().filter_map(|node| self.topology.members.get(node));
+        members.map(|member| udp::in_words(&member.about)).collect()
     }
 
     pub(super) fn shards(&self) -> Vec<ops::Shard> {
@@ -169,13 +184,12 @@ impl<'a> ClusterView<'a> {
             status.acknowledged.iter().map(|(_, acked)| status.position.seq.saturating_sub(*acked))
         });
         readings.replica_lag_records = lag.max().unwrap_or(0);
-        let living = self.topology.members.values().filter(|member| {
-            matches!(self.status(member), ops::MemberStatus::Alive | ops::MemberStatus::Leaving)
-                && (member.node == self.cluster.me
-                    || self.cluster.seems(member.node) == Some(gossip::State::Alive))
+        let living = self.topology.members.keys().filter(|node| {
+            self.reaches(**node) || self.cluster.seems(**node) == Some(gossip::State::Alive)
         });
         readings.cluster_members = living.count() as u64;
         readings.cluster_members_expected = self.topology.members.len() as u64;
+        readings.gossip_unheard_peers = self.cluster.unheard.borrow().len() as u64;
         readings.topology_leader = self.leadership.leads;
     }
 }

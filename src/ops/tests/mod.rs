@@ -180,6 +180,7 @@ fn serving() -> Status {
         region: String::new(),
         uptime: Duration::from_secs(61),
         wal: Wal { mode: "sync", segments: 3, failed: false },
+        lost_udp: vec![],
         exposures: vec![],
         readings: Readings {
             cache_size_bytes: 1000,

@@ -38,6 +38,7 @@ async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
             "node": "starting: replaying the log: 3 of 12 segments",
             "wal": "not open yet",
             "shards": "not open yet",
+            "gossip": "ok",
             "listeners": "ok",
             "config": "ok",
         }})
@@ -54,6 +55,7 @@ async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
 async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
     let node = Arc::new(Fake::with(|status| {
         status.exposures = vec!["clients need no token; set auth_token".to_owned()];
+        status.lost_udp = vec!["no UDP from n2, TCP works: open 7701/udp between them".to_owned()];
         status.readings.config_reload_success = false;
         status.readings.shards = ShardCounts { under_replicated: 256, ..ShardCounts::default() };
         status.wal.mode = "off";
@@ -66,6 +68,7 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
             "node": "ok",
             "wal": "ok: off, nothing outlives the process",
             "shards": "256 under replicated",
+            "gossip": "no UDP from n2, TCP works: open 7701/udp between them",
             "listeners": "exposed: clients need no token; set auth_token",
             "config": "the last reload was refused; the configuration before it is in force",
         }})
