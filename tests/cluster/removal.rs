@@ -32,6 +32,8 @@ async fn a_removed_node_that_comes_back_is_told_so_and_ends() {
     cluster.nodes[2].spawn();
     let status = cluster.nodes[2].end(PATIENCE).await;
     assert_eq!(status.code(), Some(10));
+    let unit = include_str!("../../systemd/aegiskv.service");
+    assert!(unit.contains("\nRestartPreventExitStatus=10\n"), "or systemd starts it for ever");
     let log = cluster.nodes[2].log_since(mark);
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 1, "{errors:#?}");
