@@ -70,6 +70,8 @@ pub struct Readings {
     pub cluster_members: u64,
     /// All members, living or not.
     pub cluster_members_expected: u64,
+    /// Members that this node is connected with and whose datagrams do not come in.
+    pub gossip_unheard_peers: u64,
     /// Whether this node leads the topology, and has lately heard from a majority.
     pub topology_leader: bool,
     /// Whether clients are served: neither starting nor draining.
@@ -102,6 +104,7 @@ pub(super) struct Gauges {
     replica_lag: IntGauge,
     cluster_members: IntGauge,
     cluster_members_expected: IntGauge,
+    gossip_unheard_peers: IntGauge,
     topology_leader: IntGauge,
     serving: IntGauge,
     config_reload_success: IntGauge,
@@ -154,6 +157,10 @@ impl Gauges {
                 "aegis_cluster_members_expected",
                 "Members of the cluster, living or not, until they are removed.",
             ),
+            gossip_unheard_peers: t.gauge(
+                "aegis_gossip_unheard_peers",
+                "Members that this node reaches over TCP and whose UDP does not come in.",
+            ),
             topology_leader: t.gauge(
                 "aegis_topology_leader",
                 "1 if this node leads the topology and has lately heard from a majority, else 0.",
@@ -202,6 +209,7 @@ impl Gauges {
             (&self.replica_lag, now.replica_lag_records),
             (&self.cluster_members, now.cluster_members),
             (&self.cluster_members_expected, now.cluster_members_expected),
+            (&self.gossip_unheard_peers, now.gossip_unheard_peers),
             (&self.topology_leader, u64::from(now.topology_leader)),
             (&self.serving, u64::from(now.serving)),
             (&self.config_reload_success, u64::from(now.config_reload_success)),

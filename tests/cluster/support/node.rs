@@ -94,6 +94,16 @@ impl Node {
         self.dir.join("data")
     }
 
+    /// What `aegiskv status` says of it.
+    pub(crate) fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
+        command.args(["status", "--ops-addr", &format!("{}:{OPS_PORT}", self.host)]);
+        command.args(["--addr", &self.client_addr()]);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
     /// Starts the process, without waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
@@ -175,6 +185,12 @@ impl Node {
     /// SIGTERM, and its end in order, awaited so that load in this process goes on.
     pub(crate) async fn stop(&mut self, within: Duration) {
         self.signal(Signal::SIGTERM);
+        let status = self.end(within).await;
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+    }
+
+    /// Its end, awaited.
+    pub(crate) async fn end(&mut self, within: Duration) -> ExitStatus {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.ended() {
@@ -184,7 +200,7 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         self.child = None;
-        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+        status
     }
 
     /// Takes all its data away.
