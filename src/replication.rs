@@ -3,6 +3,8 @@
 //! Invariant: what vouches for this node's disk leaves only when the log is settled so far. It
 //! decides nothing; it never waits for another node.
 
+mod awake;
+
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
@@ -12,7 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::disk::Disk;
 use crate::entry::{ShardId, Timestamp};
@@ -21,6 +25,8 @@ use crate::replica::{Replica, Work};
 use crate::shard::{Envelope, Message, Staged};
 use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
 use crate::wal::{self, BACKLOG_BYTES_MAX};
+
+use awake::Awake;
 
 /// Pause between two ticks of the shards.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -109,6 +115,8 @@ pub struct Replication {
     carrier: Arc<dyn Carrier>,
     shelf: Shelf,
     metrics: Arc<Metrics>,
+    awake: Awake,
+    noticing: Mutex<()>,
 }
 
 impl Replication {
@@ -119,7 +127,8 @@ impl Replication {
         shelf: Shelf,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self { replica, carrier, shelf, metrics })
+        let (awake, noticing) = (Awake::default(), Mutex::default());
+        Arc::new(Self { replica, carrier, shelf, metrics, awake, noticing })
     }
 
     /// The replica.
@@ -201,7 +210,7 @@ impl Replication {
         mut topology: watch::Receiver<Arc<Topology>>,
     ) -> Result<(), wal::Error> {
         let mut pace = tokio::time::interval(TICK);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut known = Arc::new(Topology::default());
         let mut follows = true;
         loop {
@@ -228,6 +237,49 @@ impl Replication {
             }
         }
         Ok(())
+    }
+
+    /// Takes note that this process runs, and sees when it did not, until dropped.
+    pub async fn stay_awake(self: Arc<Self>) {
+        let mut pace = tokio::time::interval(awake::PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            pace.tick().await;
+            let now = awake::now();
+            match self.awake.absence(now) {
+                None => self.awake.note(now),
+                Some(_) => self.was_away(),
+            }
+        }
+    }
+
+    /// Sees to it that no copy counts as level because it was when this process last ran. To be
+    /// called before each look at a copy on a client's behalf: a request may be the first to run
+    /// after a pause. Costs the reading of a clock.
+    pub fn notice_absence(self: &Arc<Self>) {
+        if self.awake.absence(awake::now()).is_some() {
+            self.was_away();
+        }
+    }
+
+    #[cold]
+    fn was_away(self: &Arc<Self>) {
+        let first = self.noticing.lock();
+        let now = awake::now();
+        let Some(absence) = self.awake.absence(now) else { return };
+        let woke_at = Timestamp::now();
+        let since = woke_at.before(absence);
+        let mut work = Work::default();
+        // A log that has failed says so to the server, which then stops.
+        let _ = self.replica.was_away(since, woke_at, &mut work);
+        // Not before all copies know: whoever looks at one meanwhile waits above.
+        self.awake.note(now);
+        drop(first);
+        tracing::warn!(
+            "this process stood still for {absence:.1?}; its copies ask their primaries before they \
+             answer again"
+        );
+        self.carry_out_soon(work);
     }
 
     /// Makes a complete copy durable and takes it into use, on a thread that may block.
