@@ -237,7 +237,8 @@ impl Data {
     /// The same for a copy that is shown though it is not level, because its primary could not be
     /// asked: for so long at least.
     pub(super) fn at_least_stale(&self, shard: ShardId, away_since: Option<Timestamp>) -> Duration {
-        let away = away_since.map(|since| Duration::from_millis(Timestamp::now().millis_after(since)));
+        let away =
+            away_since.map(|since| Duration::from_millis(Timestamp::now().millis_after(since)));
         self.stale(shard).max(away).unwrap_or(super::PATIENCE)
     }
 }

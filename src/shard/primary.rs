@@ -442,9 +442,8 @@ impl Shard {
         let last = self.last();
         let Role::Leading(primary) = &mut self.role else { return };
         let done = primary.rounds.done;
-        let confirmed = |inquiry: &mut Inquiry| {
-            inquiry.round <= done || mutated!(ReadIndexUnconfirmed)
-        };
+        let confirmed =
+            |inquiry: &mut Inquiry| inquiry.round <= done || mutated!(ReadIndexUnconfirmed);
         let inquiries: Vec<Inquiry> = primary.inquiries.extract_if(.., confirmed).collect();
         for Inquiry { from, number, .. } in inquiries {
             self.say(from, self.fence, Message::ReadFrom { number, last }, out);

@@ -17,3 +17,4 @@ mod races;
 mod refusals;
 mod serving;
 mod support;
+mod woken;
