@@ -17,21 +17,6 @@
 //! other copies in `follower`, copying in `copying`, how a primary comes to lead in `takeover`, what
 //! becomes of a copy that was away in `away`.
 
-/// Whether a rule is broken on purpose, to see that the simulator notices.
-#[cfg(feature = "mutations")]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        crate::mutation::is(crate::mutation::Mutation::$mutation)
-    };
-}
-
-#[cfg(not(feature = "mutations"))]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        false
-    };
-}
-
 mod away;
 mod copying;
 mod follower;

@@ -15,6 +15,7 @@ mod moves;
 mod partition;
 mod races;
 mod refusals;
+mod relay;
 mod serving;
 mod support;
 mod woken;
