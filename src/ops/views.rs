@@ -1,5 +1,7 @@
 //! What can be looked at: `GET /health`, `/ready`, `/metrics`, `/cluster` and so on.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -10,6 +12,9 @@ use serde_json::{Value, json};
 
 use super::{Member, MemberStatus, Node, Phase, Problem, Shared, Status};
 use crate::metrics;
+
+/// A disk that keeps writes waiting for so long is named.
+const DISK_SLOW: Duration = Duration::from_millis(500);
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -72,8 +77,8 @@ impl Check {
     }
 }
 
-/// Whether clients should be sent here. Insecure listeners and a refused reload are named, since
-/// this is where an operator looks, but they keep nobody from being served.
+/// Whether clients should be sent here. A slow disk, insecure listeners and a refused reload are
+/// named, since this is where an operator looks, but they keep nobody from being served.
 fn readiness(status: &Status) -> Vec<Check> {
     let node = match &status.phase {
         Phase::Serving => Check::passed("node", "ok"),
@@ -84,6 +89,10 @@ fn readiness(status: &Status) -> Vec<Check> {
     let wal = match status.wal.mode {
         _ if starting => Check::failed("wal", "not open yet"),
         "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
+        _ if status.readings.disk_delay >= DISK_SLOW => {
+            let seconds = status.readings.disk_delay.as_secs_f64();
+            Check::passed("wal", format!("slow: writes wait {seconds:.1} s for the disk"))
+        }
         _ => Check::passed("wal", "ok"),
     };
     let shards =

@@ -8,6 +8,7 @@
 
 mod birth;
 mod chaos;
+mod disks;
 mod eviction;
 mod failover;
 mod memory;

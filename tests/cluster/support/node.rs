@@ -28,6 +28,8 @@ pub(crate) struct Node {
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
     namespace: Option<String>,
+    /// What is preloaded into its process.
+    preload: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -48,7 +50,8 @@ impl Node {
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
+        let (name, preload) = (name.to_owned(), None);
+        Self { name, host, dir, settings, namespace, preload, child: None }
     }
 
     /// Changes settings, for the next start or reload. `null` takes one back.
@@ -81,6 +84,19 @@ impl Node {
         self.dir.join("data")
     }
 
+    /// Has what `slow_disk` made preloaded from the next start on.
+    pub(crate) fn preload(&mut self, shim: &Path) {
+        self.preload = Some(shim.to_owned());
+    }
+
+    /// From now on an fsync takes so much longer.
+    pub(crate) fn set_fsync(&self, takes: Duration) {
+        assert!(self.preload.is_some(), "nothing is preloaded");
+        let path = self.dir.join("fsync");
+        fs::write(path.with_extension("new"), takes.as_millis().to_string()).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
+    }
+
     /// Starts the process, without waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
@@ -99,6 +115,9 @@ impl Node {
         };
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
+        if let Some(shim) = &self.preload {
+            command.env("LD_PRELOAD", shim).env("SLOW_DISK", self.dir.join("fsync"));
+        }
         // What is said to the tests is no setting of a node's.
         for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
             command.env_remove(told);
