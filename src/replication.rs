@@ -4,13 +4,14 @@
 //! decides nothing; it never waits for another node.
 
 mod awake;
+mod touch;
 
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -27,6 +28,7 @@ use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
 use crate::wal::{self, BACKLOG_BYTES_MAX};
 
 use awake::Awake;
+use touch::Touch;
 
 /// Pause between two ticks of the shards.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -117,6 +119,7 @@ pub struct Replication {
     metrics: Arc<Metrics>,
     awake: Awake,
     noticing: Mutex<()>,
+    touch: Touch,
 }
 
 impl Replication {
@@ -128,7 +131,8 @@ impl Replication {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let (awake, noticing) = (Awake::default(), Mutex::default());
-        Arc::new(Self { replica, carrier, shelf, metrics, awake, noticing })
+        let touch = Touch::new(Instant::now());
+        Arc::new(Self { replica, carrier, shelf, metrics, awake, noticing, touch })
     }
 
     /// The replica.
@@ -239,8 +243,8 @@ impl Replication {
         Ok(())
     }
 
-    /// Takes note that this process runs, and sees when it did not, until dropped.
-    pub async fn stay_awake(self: Arc<Self>) {
+    /// Sees when this process stood still, and with whom it was out of touch, until dropped.
+    pub async fn stay_in_touch(self: Arc<Self>, topology: watch::Receiver<Arc<Topology>>) {
         let mut pace = tokio::time::interval(awake::PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -250,7 +254,39 @@ impl Replication {
                 None => self.awake.note(now),
                 Some(_) => self.was_away(),
             }
+            if !self.is_whole() {
+                let topology = topology.borrow().clone();
+                self.look_who_is_back(&topology);
+            }
         }
+    }
+
+    /// Whoever was out of touch, and is no more, may have ordered meanwhile, or may have let another
+    /// lead: the copies that hang on it ask.
+    fn look_who_is_back(self: &Arc<Self>, topology: &Topology) {
+        let me = self.replica.me().node;
+        let others = topology.members.keys().copied().filter(|node| *node != me);
+        let now = Instant::now();
+        let mut work = Work::default();
+        for (node, since) in self.touch.look(others, |node| self.carrier.silent_for(node), now) {
+            let woke_at = Timestamp::now();
+            let since = woke_at.before(now - since);
+            let in_touch = |node| self.touch.parted_for(node).is_none();
+            // A log that has failed says so to the server, which then stops.
+            let _ = self.replica.was_apart(node, &in_touch, (since, woke_at), &mut work);
+            self.touch.met(node);
+        }
+        self.carry_out_soon(work);
+    }
+
+    /// Whether no node is known to be out of touch, nor was until now. Costs two loads.
+    pub fn is_whole(&self) -> bool {
+        self.carrier.is_whole() && self.touch.is_whole()
+    }
+
+    /// For how long a node has been out of touch; `None` if it is in touch.
+    pub fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        self.carrier.silent_for(node).or_else(|| self.touch.parted_for(node))
     }
 
     /// Sees to it that no copy counts as level because it was when this process last ran. To be
@@ -271,7 +307,7 @@ impl Replication {
         let since = woke_at.before(absence);
         let mut work = Work::default();
         // A log that has failed says so to the server, which then stops.
-        let _ = self.replica.was_away(since, woke_at, &mut work);
+        let _ = self.replica.was_away((since, woke_at), &mut work);
         // Not before all copies know: whoever looks at one meanwhile waits above.
         self.awake.note(now);
         drop(first);

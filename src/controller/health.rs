@@ -117,8 +117,7 @@ impl Health {
 
 /// How long the disks of most members take, in milliseconds, by fresh reports; of two the faster.
 fn usual_disk_delay(sight: &Sight) -> u32 {
-    let fresh =
-        sight.reports.iter().filter(|(node, _)| evidence::has_fresh_report(sight, **node));
+    let fresh = sight.reports.iter().filter(|(node, _)| evidence::has_fresh_report(sight, **node));
     let mut delays: Vec<u32> = fresh.map(|(_, report)| report.disk_delay_ms).collect();
     delays.sort_unstable();
     delays.get(delays.len().saturating_sub(1) / 2).copied().unwrap_or(0)

@@ -84,7 +84,7 @@ impl Coordinator {
         let near = match data.look_up(key, min_version) {
             Some(seen) if seen.leads && seen.level && min_version.is_none() => {
                 let stale =
-                    if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
+                    if data.replication.is_whole() { None } else { data.stale(shard) };
                 return Ok(Got { lookup: seen.lookup, stale });
             }
             Some(seen) if seen.level => Some(seen),
@@ -221,15 +221,16 @@ impl Data {
     /// primary itself, with a majority: another may lead by now.
     pub(super) fn stale(&self, shard: ShardId) -> Option<Duration> {
         let configuration = self.topology.borrow().shard(shard).cloned()?;
-        let (me, carrier) = (self.replica().me(), self.replication.carrier());
+        let (me, replication) = (self.replica().me(), &self.replication);
         let silent = if configuration.primary == me {
-            let silent = |seat: Seat| if seat == me { None } else { carrier.silent_for(seat.node) };
+            let silent =
+                |seat: Seat| if seat == me { None } else { replication.silent_for(seat.node) };
             if configuration.has_quorum(Copies::Majority, |seat| silent(seat).is_none()) {
                 return None;
             }
             configuration.seats().into_iter().filter_map(silent).min()?
         } else {
-            carrier.silent_for(configuration.primary.node)?
+            replication.silent_for(configuration.primary.node)?
         };
         (silent >= STALE_AFTER).then_some(silent)
     }

@@ -23,7 +23,7 @@ use crate::shard::{
     Refused, Request, Settled, Shard, Staged,
 };
 use crate::store::{self, Budget, Lookup, View};
-use crate::topology::{Configuration, Seat};
+use crate::topology::{Configuration, NodeId, Seat};
 use crate::wal::{self, FRAME_BYTES_MAX, Lsn};
 
 pub use persist::{Copies, CopyFile, SnapshotError};
@@ -335,20 +335,36 @@ impl Replica {
             .try_for_each(|id| self.with(id, work, |shard, out| shard.tick(now, out)))
     }
 
-    /// The process stood still from `since` to `now`, so that others may have gone on without it:
-    /// no copy counts as level until it has asked ([`Shard::was_away`]).
+    /// The process stood still from one moment to the other, so that others may have gone on without
+    /// it: no copy counts as level until it has asked ([`Shard::was_away`]).
     ///
     /// # Errors
     /// When the log has failed.
     pub fn was_away(
         &self,
-        since: Timestamp,
-        now: Timestamp,
+        span: (Timestamp, Timestamp),
         work: &mut Work,
     ) -> Result<(), wal::Error> {
         self.placement()
             .shards()
-            .try_for_each(|id| self.with(id, work, |shard, out| shard.was_away(since, now, out)))
+            .try_for_each(|id| self.with(id, work, |shard, out| shard.was_away(span, out)))
+    }
+
+    /// A node was out of touch from one moment to the other, so that others may have gone on: the
+    /// copies that hang on it count as level when they have asked ([`Shard::was_apart`]).
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn was_apart(
+        &self,
+        from: NodeId,
+        in_touch: &dyn Fn(NodeId) -> bool,
+        span: (Timestamp, Timestamp),
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        self.placement().shards().try_for_each(|id| {
+            self.with(id, work, |shard, out| shard.was_apart(from, in_touch, span, out))
+        })
     }
 
     /// Settles what was logged, as the log's mode has it, and tells the shards; what may be said

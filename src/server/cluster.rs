@@ -123,7 +123,7 @@ impl Cluster {
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
-        cluster.run(cluster.replication.clone().stay_awake());
+        cluster.run(cluster.replication.clone().stay_in_touch(cluster.topology()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.

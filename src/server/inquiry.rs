@@ -76,8 +76,8 @@ async fn inquire(cluster: &Arc<Cluster>, node: NodeId, at: Duration) {
         (other.about.name.clone(), finding)
     });
     let (here, others) = futures_util::join!(look_for(cluster, seat), join_all(ask_others));
-    let is_answered =
-        here.is_found || others.iter().any(|(_, finding)| finding.as_ref().is_some_and(|f| f.is_found));
+    let is_answered = here.is_found
+        || others.iter().any(|(_, finding)| finding.as_ref().is_some_and(|f| f.is_found));
     let told = tell(&member.about.name, &here, &others, is_answered);
     let mut inquiries = cluster.inquiries.lock();
     let Some(asked) = inquiries.get_mut(&node) else { return };

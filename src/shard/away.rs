@@ -1,14 +1,14 @@
-//! A copy whose process stood still: what it was level with may be long past.
+//! A copy whose process stood still, or was out of touch: what it was level with may be long past.
 //!
 //! Others may have ordered meanwhile, and what lies in this node's socket buffers was said before
-//! it woke. So nothing that comes unasked makes such a copy level again: a follower asks its primary
+//! it woke; what others sent into a cut comes seconds after it is mended. So nothing that comes unasked makes such a copy level again: a follower asks its primary
 //! where the log ends, and the primary answers after a round that confirms its epoch; a primary
 //! needs a round itself (`primary`). Either holds then all that was committed before it asked.
 
 use super::message::Message;
 use super::{Outputs, Role, Shard};
 use crate::entry::{Position, Timestamp};
-use crate::topology::Seat;
+use crate::topology::{Copies, NodeId, Seat};
 
 /// A copy that was level stays so while it lacks no more records than this.
 const LEVEL_RECORDS: u64 = 10_000;
@@ -57,7 +57,7 @@ impl Level {
 
 impl Shard {
     /// This process stood still from `since` to `now`: others may have gone on without it.
-    pub fn was_away(&mut self, since: Timestamp, now: Timestamp, out: &mut Outputs) {
+    pub fn was_away(&mut self, (since, now): (Timestamp, Timestamp), out: &mut Outputs) {
         if mutated!(AwayUnnoticed) {
             return;
         }
@@ -69,6 +69,28 @@ impl Shard {
             Role::Leading(_) => self.doubt_leading(out),
             Role::Follower => self.ask_read_index(out),
             Role::Waiting | Role::Fencing { .. } | Role::Taking { .. } => {}
+        }
+    }
+
+    /// A node was out of touch from one moment to the other, and is no more. If its copy leads, this
+    /// one may lack what was ordered since; if this one leads, and lacked a majority without it,
+    /// another may lead by now. `in_touch` tells of the other nodes.
+    pub fn was_apart(
+        &mut self,
+        from: NodeId,
+        in_touch: &dyn Fn(NodeId) -> bool,
+        span: (Timestamp, Timestamp),
+        out: &mut Outputs,
+    ) {
+        let Some(configuration) = &self.configuration else { return };
+        let me = self.setting.me;
+        let has = |seat: Seat| seat == me || seat.node != from && in_touch(seat.node);
+        let hangs_on_it = match configuration.primary == me {
+            true => !configuration.has_quorum(Copies::Majority, has),
+            false => configuration.primary.node == from,
+        };
+        if hangs_on_it && configuration.names(me) {
+            self.was_away(span, out);
         }
     }
 
@@ -111,7 +133,7 @@ impl Shard {
 mod tests {
     use super::super::tests::{NOW, at, carry, configure, copies, put, three_voters, write};
     use super::super::{Envelope, Outputs, Part, RESEND_TICKS, Shard};
-    use super::{Level, Message, Timestamp};
+    use super::{Level, Message, NodeId, Timestamp};
     use crate::shard::Ttl;
 
     const LATER: Timestamp = Timestamp(NOW.0 + 8_000);
@@ -119,7 +141,7 @@ mod tests {
     /// The process of a node has stood still; what its copy says then.
     fn wakes(shard: &mut Shard) -> Outputs {
         let mut out = Outputs::default();
-        shard.was_away(NOW, LATER, &mut out);
+        shard.was_away((NOW, LATER), &mut out);
         out
     }
 
@@ -207,6 +229,24 @@ mod tests {
         configure(&mut shards, &three_voters(2, 2), &[1]);
         carry(&mut shards, asks, &[]);
         assert_eq!((shards[0].part(), shards[0].is_level()), (Part::Follower, false));
+    }
+
+    #[test]
+    fn what_hangs_on_a_node_that_was_out_of_touch_asks_and_nothing_else() {
+        let asks = |shard: &mut Shard, from: u64, in_touch: &[u64]| {
+            let mut out = Outputs::default();
+            let in_touch = |node: NodeId| in_touch.contains(&node.0);
+            shard.was_apart(NodeId(from), &in_touch, (NOW, LATER), &mut out);
+            let asks = !shard.is_level();
+            assert_eq!(asks, !out.messages.is_empty());
+            shard.level = Level::Yes;
+            asks
+        };
+        let mut shards = three();
+        assert!(asks(&mut shards[2], 1, &[2]), "its primary");
+        assert!(!asks(&mut shards[2], 2, &[1]), "another follower");
+        assert!(!asks(&mut shards[0], 3, &[2]), "the primary had a majority all the time");
+        assert!(asks(&mut shards[0], 3, &[]), "and here it had none");
     }
 
     #[test]

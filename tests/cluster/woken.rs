@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, PATIENCE, eventually};
+use crate::support::{Cluster, Cut, Network, PATIENCE, eventually};
 
 /// Enough keys that every shard has some.
 const KEYS: usize = 60;
@@ -133,4 +133,48 @@ async fn a_node_that_stood_still_asks_before_it_answers() {
     cluster.wait_log(leader, mark, "that it was away", PATIENCE, says).await;
     let follower = cluster.others(cluster.leader().await)[0];
     is_honest_when_it_wakes(&mut cluster, follower).await;
+}
+
+/// A cut as long as that is told by `Aegis-Stale`.
+const CUT: Duration = Duration::from_secs(4);
+
+/// So long after the network was mended each answer is looked at.
+const WATCHED: Duration = Duration::from_secs(8);
+
+/// Reads a key at a node again and again; the first answer that misleads.
+async fn watch(cluster: &Cluster, node: usize, key: String) -> Option<Shown> {
+    let began = Instant::now();
+    while began.elapsed() < WATCHED {
+        let url = cluster.nodes[node].url(&format!("/v1/kv/{key}"));
+        let answer = cluster.http.get(url).send().await.unwrap();
+        let shown = Shown::of(format!("GET {key} after {:?}", began.elapsed()), answer).await;
+        if !shown.is_honest() {
+            return Some(shown);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
+}
+
+/// Bytes that were sent into a cut come seconds later, when they are sent again: until then nothing
+/// is known of what was ordered meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_cut_off_asks_before_it_answers() {
+    let Some(network) = Network::for_test("a node that was cut off", 3) else { return };
+    let mut cluster = Cluster::start_in(network, 3, json!({})).await;
+    let node = cluster.leader().await;
+    let other = cluster.others(node)[0];
+    write_all(&cluster, other, "old").await;
+    cluster.wait_level(PATIENCE).await;
+    let began = Instant::now();
+    cluster.network().cut(node, Cut::Both);
+    write_all(&cluster, other, "new").await;
+    println!("written after {:?}", began.elapsed());
+    tokio::time::sleep(CUT.saturating_sub(began.elapsed())).await;
+    cluster.network().heal(node);
+    let watches = (0..KEYS).map(|n| watch(&cluster, node, format!("k{n}")));
+    let lies = futures_util::future::join_all(watches).await;
+    let lies: Vec<Shown> = lies.into_iter().flatten().collect();
+    assert!(lies.is_empty(), "{} of {KEYS}: {lies:?}", lies.len());
+    cluster.wait_healthy(PATIENCE).await;
 }

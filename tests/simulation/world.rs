@@ -459,7 +459,7 @@ impl World {
         let Some(since) = self.machines[machine].away_since.take() else { return };
         let since = self.machines[machine].clock(since);
         self.witness.wakes(machine);
-        let _ = self.act(machine, |replica, now, work| replica.was_away(since, now, work));
+        let _ = self.act(machine, |replica, now, work| replica.was_away((since, now), work));
     }
 
     fn tick(&mut self, machine: usize, run: u64) {
