@@ -27,7 +27,7 @@ use crate::shard::{Envelope, Message, Staged};
 use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
 use crate::wal::{self, BACKLOG_BYTES_MAX};
 
-use awake::Awake;
+use awake::{Awake, Moment};
 use touch::Touch;
 
 /// Pause between two ticks of the shards.
@@ -249,7 +249,7 @@ impl Replication {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
-            let now = awake::now();
+            let now = Moment::now();
             match self.awake.absence(now) {
                 None => self.awake.note(now),
                 Some(_) => self.was_away(),
@@ -290,10 +290,10 @@ impl Replication {
     }
 
     /// Sees to it that no copy counts as level because it was when this process last ran. To be
-    /// called before each look at a copy on a client's behalf: a request may be the first to run
-    /// after a pause. Costs the reading of a clock.
-    pub fn notice_absence(self: &Arc<Self>) {
-        if self.awake.absence(awake::now()).is_some() {
+    /// called at `now` before each look at a copy on a client's behalf: a request may be the first to
+    /// run after a pause. Costs a load.
+    pub fn notice_absence(self: &Arc<Self>, now: Timestamp) {
+        if self.awake.may_have_been_away(now) && self.awake.absence(Moment::now()).is_some() {
             self.was_away();
         }
     }
@@ -301,13 +301,12 @@ impl Replication {
     #[cold]
     fn was_away(self: &Arc<Self>) {
         let first = self.noticing.lock();
-        let now = awake::now();
+        let now = Moment::now();
         let Some(absence) = self.awake.absence(now) else { return };
-        let woke_at = Timestamp::now();
-        let since = woke_at.before(absence);
+        let since = now.wall.before(absence);
         let mut work = Work::default();
         // A log that has failed says so to the server, which then stops.
-        let _ = self.replica.was_away((since, woke_at), &mut work);
+        let _ = self.replica.was_away((since, now.wall), &mut work);
         // Not before all copies know: whoever looks at one meanwhile waits above.
         self.awake.note(now);
         drop(first);

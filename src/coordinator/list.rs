@@ -225,7 +225,7 @@ impl Data {
         prefix: &[u8],
         limit: usize,
     ) -> Result<Part, Error> {
-        self.replication.notice_absence();
+        self.replication.notice_absence(Timestamp::now());
         let me = self.replica().me().node;
         let is_readable = self.replica().is_readable(shard);
         if let Some(Cursor { node, life, from, .. }) = cursor {

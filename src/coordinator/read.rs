@@ -83,8 +83,7 @@ impl Coordinator {
         let shard = data.replica().placement().shard_of(key);
         let near = match data.look_up(key, min_version) {
             Some(seen) if seen.leads && seen.level && min_version.is_none() => {
-                let stale =
-                    if data.replication.is_whole() { None } else { data.stale(shard) };
+                let stale = if data.replication.is_whole() { None } else { data.stale(shard) };
                 return Ok(Got { lookup: seen.lookup, stale });
             }
             Some(seen) if seen.level => Some(seen),
@@ -162,8 +161,9 @@ impl Coordinator {
 impl Data {
     /// What this node's copy has of a key.
     pub(super) fn look_up(&self, key: &[u8], written: Option<Version>) -> Option<Seen> {
-        self.replication.notice_absence();
-        self.replica().get(key, written, Timestamp::now())
+        let now = Timestamp::now();
+        self.replication.notice_absence(now);
+        self.replica().get(key, written, now)
     }
 
     /// What the copy on a node has of a key.

@@ -81,7 +81,7 @@ impl Data {
             },
             Ask::Scan { shard, leading, from, prefix, limit } => {
                 let replica = self.replica();
-                self.replication.notice_absence();
+                self.replication.notice_absence(Timestamp::now());
                 let serves = shard.0 < replica.placement().num_shards()
                     && replica.is_readable(shard)
                     && replica.is_level(shard).is_ok()
