@@ -1,3 +1,4 @@
+mod disks;
 mod ways;
 
 use std::time::Duration;

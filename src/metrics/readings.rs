@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::{Gauge, IntGauge, IntGaugeVec};
 
 use super::table::{OptionalGauge, Table};
 use crate::entry::Timestamp;
@@ -54,6 +54,8 @@ pub struct Readings {
     pub cache_max_bytes: u64,
     /// Size of all segments of the log.
     pub wal_bytes: u64,
+    /// How long writes have lately waited for the disk, or wait now.
+    pub disk_delay: Duration,
     /// Open client connections.
     pub active_connections: u64,
     /// The connection limit in force.
@@ -96,6 +98,7 @@ pub(super) struct Gauges {
     cache_items: IntGauge,
     cache_max: IntGauge,
     wal_bytes: IntGauge,
+    disk_delay: Gauge,
     active_connections: IntGauge,
     max_connections: IntGauge,
     shards: IntGaugeVec,
@@ -130,6 +133,11 @@ impl Gauges {
             wal_bytes: t.gauge(
                 "aegis_wal_bytes",
                 "Size of all segments of the write-ahead log on disk.",
+            ),
+            disk_delay: t.float_gauge(
+                "aegis_disk_delay_seconds",
+                "The longest that a write has waited for the disk in the last second or two, or has \
+                 waited by now. 0 while nothing is written, and with wal_mode off.",
             ),
             active_connections: t.gauge("aegis_active_connections", "Open client connections."),
             max_connections: t.gauge(
@@ -218,6 +226,7 @@ impl Gauges {
         ] {
             gauge.set(saturating(value));
         }
+        self.disk_delay.set(now.disk_delay.as_secs_f64());
         for (state, count) in now.shards.by_state() {
             self.shards.with_label_values(&[state]).set(saturating(count));
         }

@@ -12,6 +12,9 @@ use super::{Phase, Status};
 /// A node that has just started waits so long for shards that nobody serves.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A disk that keeps writes waiting for so long is named.
+const DISK_SLOW: Duration = Duration::from_millis(500);
+
 /// One line of `/ready`.
 pub(super) struct Check {
     pub(super) name: &'static str,
@@ -30,7 +33,7 @@ impl Check {
     }
 }
 
-/// All checks. Lost datagrams, insecure listeners and a refused reload are named, since this is where
+/// All checks. A slow disk, lost datagrams, insecure listeners and a refused reload are named, since this is where
 /// an operator looks, but they keep nobody from being served.
 pub(super) fn readiness(status: &Status) -> Vec<Check> {
     let node = match &status.phase {
@@ -44,6 +47,10 @@ pub(super) fn readiness(status: &Status) -> Vec<Check> {
         _ if starting => Check::failed("wal", "not open yet"),
         _ if status.wal.failed => Check::failed("wal", "cannot be written; the node is stopping"),
         "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
+        _ if status.readings.disk_delay >= DISK_SLOW => {
+            let seconds = status.readings.disk_delay.as_secs_f64();
+            Check::passed("wal", format!("slow: writes wait {seconds:.1} s for the disk"))
+        }
         _ => Check::passed("wal", "ok"),
     };
     let shards =

@@ -130,6 +130,7 @@ impl Cluster {
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
         cluster.run(udp::watch(cluster.clone()));
+        cluster.run(cluster.replication.clone().stay_in_touch(cluster.topology()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.

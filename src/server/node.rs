@@ -148,6 +148,7 @@ impl Node {
             readings.cache_items = budget.items();
             readings.cache_max_bytes = budget.limit();
             readings.wal_bytes = data.replica.wal().bytes();
+            readings.disk_delay = data.replica.wal().disk_delay();
             if let Some(last) = data.last_snapshot() {
                 readings.snapshot_duration = Some(last.took);
                 readings.snapshot_finished_at = Some(last.finished_at);

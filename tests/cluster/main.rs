@@ -9,6 +9,7 @@
 mod addresses;
 mod birth;
 mod chaos;
+mod disks;
 mod eviction;
 mod failover;
 mod memory;
@@ -21,3 +22,4 @@ mod relay;
 mod removal;
 mod serving;
 mod support;
+mod woken;

@@ -159,6 +159,20 @@ async fn a_node_whose_log_failed_or_that_drains_or_was_removed_is_not_ready() {
 }
 
 #[tokio::test]
+async fn a_slow_disk_is_named_and_keeps_nobody_away() {
+    let with_delay = |millis| {
+        Arc::new(Fake::with(|status| {
+            status.readings.disk_delay = std::time::Duration::from_millis(millis);
+        }))
+    };
+    let answer = get(&with_delay(499), "/ready").await;
+    assert_eq!(answer.json()["checks"]["wal"], "ok");
+    let answer = get(&with_delay(3_070), "/ready").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["checks"]["wal"], "slow: writes wait 3.1 s for the disk");
+}
+
+#[tokio::test]
 async fn whether_a_node_may_be_stopped_is_said_with_the_reason() {
     let node = Arc::new(Fake::new());
     let answer = get(&node, "/ready?for=stop").await;

@@ -29,6 +29,8 @@ pub(crate) struct Node {
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
     namespace: Option<String>,
+    /// What is preloaded into its process.
+    preload: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -49,8 +51,8 @@ impl Node {
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        let (name, peer_port) = (name.to_owned(), PEER_PORT);
-        Self { name, host, peer_port, dir, settings, namespace, child: None }
+        let (name, peer_port, preload) = (name.to_owned(), PEER_PORT, None);
+        Self { name, host, peer_port, dir, settings, namespace, preload, child: None }
     }
 
     /// Gives it another address, for the next start.
@@ -104,6 +106,19 @@ impl Node {
         String::from_utf8(done.stdout).unwrap()
     }
 
+    /// Has what `slow_disk` made preloaded from the next start on.
+    pub(crate) fn preload(&mut self, shim: &Path) {
+        self.preload = Some(shim.to_owned());
+    }
+
+    /// From now on an fsync takes so much longer.
+    pub(crate) fn set_fsync(&self, takes: Duration) {
+        assert!(self.preload.is_some(), "nothing is preloaded");
+        let path = self.dir.join("fsync");
+        fs::write(path.with_extension("new"), takes.as_millis().to_string()).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
+    }
+
     /// Starts the process, without waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
@@ -122,6 +137,9 @@ impl Node {
         };
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
+        if let Some(shim) = &self.preload {
+            command.env("LD_PRELOAD", shim).env("SLOW_DISK", self.dir.join("fsync"));
+        }
         // What is said to the tests is no setting of a node's.
         for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
             command.env_remove(told);
