@@ -23,30 +23,44 @@ const UNKNOWN_GRACE: Duration = Duration::from_secs(5);
 const ASKED_AHEAD: Duration = Duration::from_secs(3);
 /// ... and again and again: an inquiry proves nothing for longer.
 pub(super) const INQUIRY_FRESH: Duration = Duration::from_secs(15);
-/// A node that has been badly connected for so long hands over what it leads.
-const APART_AFTER: Duration = Duration::from_secs(3);
+/// A node that has lacked connections with most of the members for so long hands over what it leads.
+const LONELY_AFTER: Duration = Duration::from_secs(3);
 /// A clock further off than this is off ...
 const CLOCK_OFF_MS: u64 = 500;
 /// ... until it is nearer than this.
 const CLOCK_WELL_MS: u64 = 400;
 
+/// A disk that takes longer than this, and so many times as long as those of most others, ...
+const DISK_SLOW_MS: u32 = 500;
+const DISK_SLOW_TIMES: u32 = 4;
+/// ... for so long, is slow ...
+const DISK_SLOW_AFTER: Duration = Duration::from_secs(3);
+/// ... until it takes no longer than this.
+const DISK_WELL_MS: u32 = 250;
+
 /// What is remembered of all members.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Health(BTreeMap<NodeId, Course>);
 
 /// What is remembered of one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Course {
     is_failed: bool,
     is_clock_off: bool,
-    /// Failures, beside planned restarts.
+    /// Failures, beside planned restarts, and how often its disk was slow.
     flaps: u32,
     was_ill: bool,
     well_since: Option<Duration>,
     unseen_since: Option<Duration>,
-    apart_since: Option<Duration>,
+    /// It is not connected with this node, or not with most of the members.
+    is_apart: bool,
+    /// Since when it has not been connected with most of the members.
+    lonely_since: Option<Duration>,
     /// When something last told of it.
     heard_at: Option<Duration>,
+    /// Since when its disk has taken much longer than others'.
+    disk_late_since: Option<Duration>,
+    is_disk_slow: bool,
 }
 
 /// What all that comes to.
@@ -58,8 +72,8 @@ pub(super) struct Assessment {
     pub(super) is_gone: bool,
     /// It has been silent for so long that it is to be asked by every way.
     pub(super) is_to_be_asked: bool,
-    /// It has been badly connected for a while.
-    pub(super) is_long_apart: bool,
+    /// It has lacked connections with most of the members for a while.
+    pub(super) is_long_lonely: bool,
     /// How fit it is to lead; not at all if it has failed or is unknown.
     pub(super) fitness: Option<Fitness>,
 }
@@ -73,6 +87,8 @@ pub(super) enum Fitness {
     Damped,
     /// It is badly connected.
     Apart,
+    /// Its disk keeps writes waiting.
+    DiskSlow,
     /// Its clock is off.
     ClockOff,
     /// It is being restarted or decommissioned.
@@ -89,12 +105,22 @@ impl Health {
     ) -> BTreeMap<NodeId, Assessment> {
         self.0.retain(|node, _| topology.members.contains_key(node));
         let evidence = Evidence::new(topology, sight);
+        let disks = usual_disk_delay(sight);
         let assess = |(node, member): (&NodeId, &Member)| {
             let course = self.0.entry(*node).or_default();
+            course.read_disk(sight, *node, disks);
             (*node, course.assess(member, &evidence, sight, settings))
         };
         topology.members.iter().map(assess).collect()
     }
+}
+
+/// How long the disks of most members take, in milliseconds, by fresh reports; of two the faster.
+fn usual_disk_delay(sight: &Sight) -> u32 {
+    let fresh = sight.reports.iter().filter(|(node, _)| evidence::has_fresh_report(sight, **node));
+    let mut delays: Vec<u32> = fresh.map(|(_, report)| report.disk_delay_ms).collect();
+    delays.sort_unstable();
+    delays.get(delays.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }
 
 impl Course {
@@ -121,8 +147,9 @@ impl Course {
         let has_not_answered = inquiry.is_some_and(|inquiry| !inquiry.is_answered);
         let delay = settings.rebalance_delay;
         self.read_clock(sight, node);
-        let is_apart = condition == Condition::Well && evidence.is_apart(node);
-        self.apart_since = is_apart.then(|| self.apart_since.unwrap_or(now));
+        let is_lonely = condition == Condition::Well && !evidence.is_central(node);
+        self.lonely_since = is_lonely.then(|| self.lonely_since.unwrap_or(now));
+        self.is_apart = is_lonely || !evidence.is_near(node);
         self.follow(is_failed, member.standing, now);
         let is_silent = is_failed && silent_for > Duration::ZERO;
         Assessment {
@@ -131,7 +158,7 @@ impl Course {
                 && silent_for >= delay
                 && (has_not_answered || mutated!(GoneUnasked)),
             is_to_be_asked: is_silent && silent_for + ASKED_AHEAD >= delay,
-            is_long_apart: self.apart_since.is_some_and(|at| now - at >= APART_AFTER),
+            is_long_lonely: self.lonely_since.is_some_and(|at| now - at >= LONELY_AFTER),
             fitness: (condition == Condition::Well).then(|| self.fitness(member.standing, now)),
         }
     }
@@ -161,12 +188,32 @@ impl Course {
         }
     }
 
+    /// Takes in how long the node's disk takes, beside what is usual.
+    fn read_disk(&mut self, sight: &Sight, node: NodeId, usual_ms: u32) {
+        if !evidence::has_fresh_report(sight, node) {
+            return;
+        }
+        let (delay_ms, now) = (sight.reports[&node].disk_delay_ms, sight.now);
+        let is_far_off = delay_ms > usual_ms.saturating_mul(DISK_SLOW_TIMES);
+        let is_late = delay_ms > DISK_SLOW_MS && is_far_off;
+        self.disk_late_since = is_late.then(|| self.disk_late_since.unwrap_or(now));
+        let was_slow = self.is_disk_slow;
+        self.is_disk_slow = match self.disk_late_since {
+            Some(since) => was_slow || now.saturating_sub(since) >= DISK_SLOW_AFTER,
+            // Where the others' have become as slow, it need not stand back for them.
+            None => was_slow && is_far_off && delay_ms > DISK_WELL_MS,
+        };
+        if self.is_disk_slow && !was_slow {
+            self.flaps += 1;
+        }
+    }
+
     fn follow(&mut self, is_failed: bool, standing: Standing, now: Duration) {
         if is_failed && !self.is_failed && standing == Standing::Member {
             self.flaps += 1;
         }
         self.is_failed = is_failed;
-        let is_ill = is_failed || self.is_clock_off || self.apart_since.is_some();
+        let is_ill = is_failed || self.is_clock_off || self.is_apart || self.is_disk_slow;
         if is_ill || standing != Standing::Member {
             self.was_ill = true;
             self.well_since = None;
@@ -185,7 +232,9 @@ impl Course {
             Fitness::Leaving
         } else if self.is_clock_off {
             Fitness::ClockOff
-        } else if self.apart_since.is_some() {
+        } else if self.is_disk_slow {
+            Fitness::DiskSlow
+        } else if self.is_apart {
             Fitness::Apart
         } else if self.well_since.is_some_and(is_damped) {
             Fitness::Damped

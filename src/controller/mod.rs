@@ -36,6 +36,7 @@ mod sight;
 mod state;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 mod wire;
 #[cfg(test)]
@@ -46,10 +47,11 @@ use std::time::Duration;
 
 use crate::topology::{Command, NodeId, Topology};
 
-pub use evidence::Failure;
+pub use evidence::{Failure, REPORT_FRESH};
 pub use note::{HandOver, Note};
 pub use sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
 pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
+pub use transfer::Transfer;
 
 /// What the operator has a say in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +88,7 @@ pub struct Plan {
 }
 
 /// The decisions, and what they remember.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Controller {
     health: health::Health,
     failover: failover::Failover,

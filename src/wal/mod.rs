@@ -21,6 +21,7 @@ use std::time::Duration;
 
 mod codec;
 mod committer;
+mod delay;
 mod frame;
 mod inspect;
 mod mark;
