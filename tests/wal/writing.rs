@@ -165,7 +165,7 @@ fn segments_end_at_their_size_and_go_when_they_are_not_needed() {
     assert_eq!(writer.truncate_below(Lsn(1_000)).unwrap(), 0);
     append(&writer, 2);
     committer.finish().unwrap();
-    assert_eq!(disk.list("/wal".as_ref()).unwrap(), ["00000000000000000051.wal"]);
+    assert_eq!(disk.list("/wal".as_ref()).unwrap(), ["00000000000000000051.wal", "mark.wal"]);
     let known = support::Known { start: Lsn(51), ..NOTHING };
     assert_eq!(recovered(&disk, known).1, [51, 52]);
 }
