@@ -6,10 +6,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod addresses;
 mod birth;
 mod chaos;
+mod datagrams;
 mod eviction;
 mod failover;
+mod links;
+mod members;
 mod memory;
 mod moves;
 mod partition;
