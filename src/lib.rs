@@ -78,6 +78,8 @@ pub mod birth;
 // The cluster's work: carrying records, serving clients, keeping copies where they should be.
 pub mod wire;
 
+pub mod route;
+
 pub mod replication;
 
 pub mod coordinator;

@@ -27,7 +27,7 @@ const COMPANY_WAIT: Duration = Duration::from_secs(2);
 const RELOCATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is remembered of copies between plans.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct CopyRules {
     levels: Levels,
     /// Moves for balance, until done.

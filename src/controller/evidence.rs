@@ -13,7 +13,7 @@ use super::sight::{Break, Link, Report, Seems, Sight};
 use crate::topology::{NodeId, Topology};
 
 /// A report older than this says nothing of the present.
-pub(super) const REPORT_FRESH: Duration = Duration::from_secs(3);
+pub const REPORT_FRESH: Duration = Duration::from_secs(3);
 
 /// What a node said before its last connection broke may arrive so much later, by another way.
 const STRAGGLE: Duration = Duration::from_millis(300);
@@ -175,11 +175,16 @@ impl<'a> Evidence<'a> {
         a == b || is_up(a, b) || is_up(b, a)
     }
 
-    /// Whether the node is badly connected: not with this one, or not with most of the members.
-    pub(super) fn is_apart(&self, node: NodeId) -> bool {
+    /// Whether the node is connected with most of the members, itself included.
+    pub(super) fn is_central(&self, node: NodeId) -> bool {
         let members = &self.topology.members;
         let connected = members.keys().filter(|other| self.are_connected(node, **other)).count();
-        !self.are_connected(self.sight.me, node) || 2 * connected <= members.len()
+        2 * connected > members.len()
+    }
+
+    /// Whether this node is connected with it.
+    pub(super) fn is_near(&self, node: NodeId) -> bool {
+        self.are_connected(self.sight.me, node)
     }
 }
 

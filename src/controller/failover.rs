@@ -18,7 +18,7 @@ use crate::topology::{Configuration, Seat, Standing};
 const LONELY_AFTER: Duration = Duration::from_secs(3);
 
 /// What is remembered between plans.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Failover {
     /// Since when a shard's primary has been connected with no majority of its voters.
     lonely: BTreeMap<ShardId, (Seat, Duration)>,
@@ -47,12 +47,7 @@ impl Failover {
 }
 
 /// One shard's primary.
-fn look_at(
-    draft: &mut Draft<'_>,
-    shard: ShardId,
-    configuration: &Configuration,
-    is_lonely: bool,
-) {
+fn look_at(draft: &mut Draft<'_>, shard: ShardId, configuration: &Configuration, is_lonely: bool) {
     let (view, primary) = (draft.view, configuration.primary);
     let candidates = configuration.seats();
     if let Some(why) = failure(view, primary) {
@@ -126,7 +121,7 @@ fn reason_to_leave(view: &View<'_>, primary: Seat) -> Option<HandOver> {
     let node = view.node(primary.node)?;
     match (view.fitness(primary.node)?, node.member.standing) {
         (Fitness::Fit | Fitness::Damped, _) => None,
-        (Fitness::Apart, _) => node.is_long_apart().then_some(HandOver::Apart),
+        (Fitness::Apart, _) => node.is_long_lonely().then_some(HandOver::Apart),
         (Fitness::ClockOff, _) => Some(HandOver::ClockOff),
         (Fitness::Leaving, Standing::Decommissioning) => Some(HandOver::Decommissioning),
         (Fitness::Leaving, _) => Some(HandOver::Restarting),

@@ -23,19 +23,19 @@ const UNKNOWN_GRACE: Duration = Duration::from_secs(5);
 const ASKED_AHEAD: Duration = Duration::from_secs(3);
 /// ... and again and again: an inquiry proves nothing for longer.
 pub(super) const INQUIRY_FRESH: Duration = Duration::from_secs(15);
-/// A node that has been badly connected for so long hands over what it leads.
-const APART_AFTER: Duration = Duration::from_secs(3);
+/// A node that has lacked connections with most of the members for so long hands over what it leads.
+const LONELY_AFTER: Duration = Duration::from_secs(3);
 /// A clock further off than this is off ...
 const CLOCK_OFF_MS: u64 = 500;
 /// ... until it is nearer than this.
 const CLOCK_WELL_MS: u64 = 400;
 
 /// What is remembered of all members.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Health(BTreeMap<NodeId, Course>);
 
 /// What is remembered of one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Course {
     is_failed: bool,
     is_clock_off: bool,
@@ -44,7 +44,10 @@ struct Course {
     was_ill: bool,
     well_since: Option<Duration>,
     unseen_since: Option<Duration>,
-    apart_since: Option<Duration>,
+    /// It is not connected with this node, or not with most of the members.
+    is_apart: bool,
+    /// Since when it has not been connected with most of the members.
+    lonely_since: Option<Duration>,
     /// When something last told of it.
     heard_at: Option<Duration>,
 }
@@ -58,8 +61,8 @@ pub(super) struct Assessment {
     pub(super) is_gone: bool,
     /// It has been silent for so long that it is to be asked by every way.
     pub(super) is_to_be_asked: bool,
-    /// It has been badly connected for a while.
-    pub(super) is_long_apart: bool,
+    /// It has lacked connections with most of the members for a while.
+    pub(super) is_long_lonely: bool,
     /// How fit it is to lead; not at all if it has failed or is unknown.
     pub(super) fitness: Option<Fitness>,
 }
@@ -121,8 +124,9 @@ impl Course {
         let has_not_answered = inquiry.is_some_and(|inquiry| !inquiry.is_answered);
         let delay = settings.rebalance_delay;
         self.read_clock(sight, node);
-        let is_apart = condition == Condition::Well && evidence.is_apart(node);
-        self.apart_since = is_apart.then(|| self.apart_since.unwrap_or(now));
+        let is_lonely = condition == Condition::Well && !evidence.is_central(node);
+        self.lonely_since = is_lonely.then(|| self.lonely_since.unwrap_or(now));
+        self.is_apart = is_lonely || !evidence.is_near(node);
         self.follow(is_failed, member.standing, now);
         let is_silent = is_failed && silent_for > Duration::ZERO;
         Assessment {
@@ -131,7 +135,7 @@ impl Course {
                 && silent_for >= delay
                 && (has_not_answered || mutated!(GoneUnasked)),
             is_to_be_asked: is_silent && silent_for + ASKED_AHEAD >= delay,
-            is_long_apart: self.apart_since.is_some_and(|at| now - at >= APART_AFTER),
+            is_long_lonely: self.lonely_since.is_some_and(|at| now - at >= LONELY_AFTER),
             fitness: (condition == Condition::Well).then(|| self.fitness(member.standing, now)),
         }
     }
@@ -166,7 +170,7 @@ impl Course {
             self.flaps += 1;
         }
         self.is_failed = is_failed;
-        let is_ill = is_failed || self.is_clock_off || self.apart_since.is_some();
+        let is_ill = is_failed || self.is_clock_off || self.is_apart;
         if is_ill || standing != Standing::Member {
             self.was_ill = true;
             self.well_since = None;
@@ -185,7 +189,7 @@ impl Course {
             Fitness::Leaving
         } else if self.is_clock_off {
             Fitness::ClockOff
-        } else if self.apart_since.is_some() {
+        } else if self.is_apart {
             Fitness::Apart
         } else if self.well_since.is_some_and(is_damped) {
             Fitness::Damped

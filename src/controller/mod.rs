@@ -46,7 +46,7 @@ use std::time::Duration;
 
 use crate::topology::{Command, NodeId, Topology};
 
-pub use evidence::Failure;
+pub use evidence::{Failure, REPORT_FRESH};
 pub use note::{HandOver, Note};
 pub use sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
 pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
@@ -86,7 +86,7 @@ pub struct Plan {
 }
 
 /// The decisions, and what they remember.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Controller {
     health: health::Health,
     failover: failover::Failover,

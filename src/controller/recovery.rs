@@ -17,7 +17,7 @@ const LOST_FOR_MIN: Duration = Duration::from_secs(5);
 /// How long, beyond the delay, reports are waited for of members that seem well.
 const REPORTS_WAIT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recovery {
     /// The shards without a majority, and since when.
     lost: BTreeMap<ShardId, Duration>,
@@ -73,7 +73,7 @@ impl Recovery {
 }
 
 /// Shards that have no majority to go on with, and voters that may remember.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Withheld {
     shards: usize,
     /// Those voters' nodes, as far as they seem failed.

@@ -1,3 +1,5 @@
+mod ways;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,7 +18,7 @@ fn all_healthy(world: &mut World) -> bool {
     world.states().iter().all(|state| *state == ShardState::Healthy)
 }
 
-fn seconds(seconds: u64) -> Duration {
+const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 

@@ -145,9 +145,9 @@ impl<'a> Node<'a> {
         self.assessment.is_to_be_asked
     }
 
-    /// Whether it has been badly connected for a while.
-    pub(super) fn is_long_apart(&self) -> bool {
-        self.assessment.is_long_apart
+    /// Whether it has lacked connections with most of the members for a while.
+    pub(super) fn is_long_lonely(&self) -> bool {
+        self.assessment.is_long_lonely
     }
 
     /// Whether it may be given copies that it has not yet.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
-use super::{Controller, Note, Settings, ShardState, UncleanRecovery, shard_states};
+use super::{Controller, Failure, Note, Settings, ShardState, UncleanRecovery, shard_states};
 use crate::entry::{Position, ShardId};
 use crate::topology::{
     Announcement, Change, Cluster, Command, Configuration, Copies, NodeId, Outcome, Seat, Standing,
@@ -30,6 +30,8 @@ pub(super) enum Memory {
 pub(super) enum Way {
     /// Connections; messages go through other nodes where there is none.
     Tcp,
+    /// Dialling: one that the other side dialled carries both ways.
+    Dial,
     /// Gossip; what a node hears it tells those who hear it.
     Udp,
 }
@@ -40,6 +42,8 @@ struct Process {
     hung_since: Option<Duration>,
     clock_offset_ms: i64,
     slandered_since: Option<Duration>,
+    /// It lives where nobody looks for it, unless asked everywhere.
+    misplaced_since: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +52,7 @@ pub(super) struct Copy {
     pub(super) vouches: bool,
 }
 
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) topology: Topology,
     pub(super) settings: Settings,
@@ -74,6 +79,8 @@ pub(super) struct World {
     committed: Vec<Position>,
     leader: NodeId,
     next_life: u64,
+    /// When something last happened to a process, or to connections.
+    shaken_at: Duration,
 }
 
 impl World {
@@ -110,6 +117,7 @@ impl World {
             committed: vec![Position::default(); shards],
             leader: founder,
             next_life: 2,
+            shaken_at: Duration::ZERO,
         }
     }
 
@@ -132,6 +140,7 @@ impl World {
     }
 
     pub(super) fn kill(&mut self, node: u64) {
+        self.shaken_at = self.now;
         let now = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
         process.down_since.get_or_insert(now);
@@ -147,6 +156,7 @@ impl World {
     }
 
     pub(super) fn revive(&mut self, node: u64, memory: Memory) {
+        self.shaken_at = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
         process.hung_since = None;
         if process.down_since.take().is_none() {
@@ -174,6 +184,7 @@ impl World {
     }
 
     pub(super) fn hang(&mut self, node: u64) {
+        self.shaken_at = self.now;
         if NodeId(node) != self.leader {
             let now = self.now;
             self.processes.get_mut(&NodeId(node)).unwrap().hung_since.get_or_insert(now);
@@ -192,12 +203,12 @@ impl World {
     pub(super) fn slander(&mut self, node: u64, is_slandered: bool) {
         let now = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
-        process.slandered_since =
-            is_slandered.then(|| process.slandered_since.unwrap_or(now));
+        process.slandered_since = is_slandered.then(|| process.slandered_since.unwrap_or(now));
     }
 
     /// Another node leads from now on, with a controller that remembers nothing.
     pub(super) fn elect(&mut self) {
+        self.shaken_at = self.now;
         let can_lead = |node: &&NodeId| !self.is_down(**node) && self.has_majority(**node);
         let mut live = self.topology.members.keys().filter(can_lead);
         let next = live.find(|node| **node != self.leader).copied();
@@ -206,8 +217,18 @@ impl World {
         self.inquiries.clear();
     }
 
+    /// A node is at another address, and nobody knows.
+    pub(super) fn misplace(&mut self, node: u64) {
+        self.shaken_at = self.now;
+        let now = self.now;
+        self.processes.get_mut(&NodeId(node)).unwrap().misplaced_since.get_or_insert(now);
+    }
+
     /// Nothing arrives any more from one node at another.
     pub(super) fn cut(&mut self, way: Way, from: u64, to: u64) {
+        if way != Way::Udp {
+            self.shaken_at = self.now;
+        }
         self.cuts.entry((way, NodeId(from), NodeId(to))).or_insert(self.now);
     }
 
@@ -219,6 +240,7 @@ impl World {
 
     /// All ways lead everywhere again.
     pub(super) fn mend(&mut self) {
+        self.shaken_at = self.now;
         self.cuts.clear();
     }
 
@@ -256,11 +278,9 @@ impl World {
             let sight = self.sight();
             let plan = self.controller.plan(&self.topology, &sight, &self.settings);
             assert!(plan.commands.len() <= 1, "all changes go in one command");
+            plan.notes.iter().for_each(|note| self.check_note(note));
             self.notes.extend(plan.notes);
-            for node in plan.inquire {
-                let is_answered = self.is_told_of(node);
-                self.inquiries.insert(node, Inquiry { at: self.now, is_answered });
-            }
+            plan.inquire.into_iter().for_each(|node| self.inquire(node));
             for command in plan.commands {
                 let Command::Configure(changes) = &command else { panic!("{command:?}") };
                 assert!(!changes.is_empty());
@@ -291,7 +311,10 @@ impl World {
         assert!(from.may_become(to), "{context}");
         let voters_stay = from.voters == to.voters && from.old_voters == to.old_voters;
         if to.unclean {
-            let has_memory = |seat: Seat| self.is_live(seat) && self.is_told_of(seat.node);
+            let has_memory = |seat: Seat| {
+                let found = self.reached_among(self.leader, |_| true);
+                self.is_live(seat) && (found.contains(&seat.node) || self.is_told_of(seat.node))
+            };
             assert!(!from.has_quorum(Copies::Majority, has_memory), "given up: {context}");
             assert_eq!(self.settings.unclean_recovery, UncleanRecovery::Serve);
         } else if !voters_stay {
@@ -309,13 +332,38 @@ impl World {
         }
     }
 
+    /// Nobody fails over from a node to which connections lead.
+    fn check_note(&self, note: &Note) {
+        let Note::FailedOver { node, why, .. } = note else { return };
+        let id = self.topology.member_named(node).unwrap().node;
+        let is_calm = self.now > self.shaken_at + STEP * 20;
+        let is_reached = !self.is_down(id) && self.reaches(self.leader, id);
+        assert!(
+            *why == Failure::LostMemory || !is_calm || !is_reached,
+            "failed over from one that is reached: {note}"
+        );
+    }
+
+    /// Asks a node everywhere; who answers is found.
+    fn inquire(&mut self, node: NodeId) {
+        let is_answered = !self.is_down(node) && {
+            let reached = self.reached_among(self.leader, |_| true);
+            reached.contains(&node) || self.is_told_of(node)
+        };
+        self.inquiries.insert(node, Inquiry { at: self.now, is_answered });
+        if is_answered && let Some(process) = self.processes.get_mut(&node) {
+            process.misplaced_since = None;
+        }
+    }
+
     /// What the protocol does with a shard in one step.
     fn progress(&mut self, shard: usize) {
         let configuration = Arc::clone(&self.topology.shards[shard]);
         let number = shard as u16;
         let voters: BTreeSet<Seat> = configuration.sets().flatten().copied().collect();
         let primary = configuration.primary;
-        let counts = |seat: &Seat| self.counts(*seat, shard) && self.reaches(primary.node, seat.node);
+        let counts =
+            |seat: &Seat| self.counts(*seat, shard) && self.reaches(primary.node, seat.node);
         let mut live: Vec<Seat> = voters.into_iter().filter(counts).collect();
         let may_lead = live.contains(&primary) || (configuration.unclean && self.is_live(primary));
         if !may_lead {
@@ -429,16 +477,27 @@ impl World {
     }
 
     fn are_linked(&self, a: NodeId, b: NodeId) -> bool {
-        a == b || self.cut_since(Way::Tcp, a, b).is_none()
+        let can_dial = |from, to| !self.cuts.contains_key(&(Way::Dial, from, to));
+        a == b
+            || (self.cut_since(Way::Tcp, a, b).is_none() && (can_dial(a, b) || can_dial(b, a)))
     }
 
     /// The living nodes to which connections lead, one after another.
     fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let is_found = |node: NodeId| self.processes[&node].misplaced_since.is_none();
+        self.reached_among(node, is_found)
+    }
+
+    fn reached_among(
+        &self,
+        node: NodeId,
+        is_found: impl Fn(NodeId) -> bool,
+    ) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([node]);
         let mut ahead = vec![node];
         while let Some(from) = ahead.pop() {
             for to in self.topology.members.keys() {
-                let is_way = !self.is_down(*to) && self.are_linked(from, *to);
+                let is_way = !self.is_down(*to) && self.are_linked(from, *to) && is_found(*to);
                 if is_way && reached.insert(*to) {
                     ahead.push(*to);
                 }
@@ -448,7 +507,8 @@ impl World {
     }
 
     fn reaches(&self, from: NodeId, to: NodeId) -> bool {
-        self.cuts.is_empty() || self.reached_from(from).contains(&to)
+        let is_quiet = self.cuts.is_empty() && !self.is_anyone_misplaced();
+        is_quiet || self.reached_from(from).contains(&to)
     }
 
     /// Whether the network leaves a leader more than half of those that run: where more than half
@@ -458,10 +518,15 @@ impl World {
         self.cuts.is_empty() || 2 * self.reached_from(leader).len() > running
     }
 
+    fn is_anyone_misplaced(&self) -> bool {
+        self.processes.values().any(|process| process.misplaced_since.is_some())
+    }
+
     /// Whether a node's gossip hears another itself.
     fn hears(&self, node: NodeId, other: NodeId) -> bool {
         let is_slandered = self.processes[&other].slandered_since.is_some();
-        !self.is_down(other) && !is_slandered && self.cut_since(Way::Udp, other, node).is_none()
+        let is_found = self.processes[&other].misplaced_since.is_none();
+        !self.is_down(other) && is_found && !is_slandered && self.cut_since(Way::Udp, other, node).is_none()
     }
 
     /// Whether a node's gossip has another for alive: it hears it, or somebody who does.
@@ -514,15 +579,17 @@ impl World {
         let process = &self.processes[&node];
         let down = process.down_since.or(process.hung_since);
         let cut = self.cuts.iter().filter(|((way, ..), _)| *way == Way::Udp).map(|(_, at)| *at);
-        let slandered = process.slandered_since;
-        [down, cut.max(), slandered].into_iter().flatten().max().or(Some(self.now))
+        let unfound = process.slandered_since.max(process.misplaced_since);
+        [down, cut.max(), unfound].into_iter().flatten().max().or(Some(self.now))
     }
 
     fn report(&self, node: NodeId, members: &[NodeId]) -> Report {
         let life = self.topology.members[&node].about.life;
         let link = |other: &NodeId| {
             let process = &self.processes[other];
-            let silent = [process.hung_since, self.cut_since(Way::Tcp, node, *other)];
+            let dial = self.cuts.get(&(Way::Dial, node, *other)).copied();
+            let cut = self.cut_since(Way::Tcp, node, *other).or(dial);
+            let silent = [process.hung_since, process.misplaced_since, cut];
             let silent = silent.into_iter().flatten().min().map(|since| since + STEP * 12);
             let silent = silent.filter(|since| self.now >= *since);
             let (why, since) = match (process.down_since, silent) {

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,18 +18,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::birth::{Newborn, answer_as_member};
 use crate::consensus::Consensus;
-use crate::controller::{self, Inquiry, Report, Seems, Sight};
+use crate::controller::{self, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
 use crate::ops::ActionError;
-use crate::peer::{self, Down, Identity, Refusal, State, Transport};
+use crate::peer::{self, Down, Refusal, State, Transport};
 use crate::replication::Replication;
 use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology};
 use crate::wire::{self, Kind};
 
 use super::control;
+use super::inquiry;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
+use super::ways::Ways;
 
 /// How long a command may take until it is asked for again.
 pub(super) const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
@@ -48,6 +50,7 @@ pub(super) struct Cluster {
     pub(super) me: NodeId,
     about: Announcement,
     transport: Arc<Transport>,
+    ways: Arc<Ways>,
     gossip: Gossip,
     consensus: Consensus,
     replication: Arc<Replication>,
@@ -56,7 +59,9 @@ pub(super) struct Cluster {
     /// The last report of each node, this one's included.
     reports: Mutex<BTreeMap<NodeId, Arc<Report>>>,
     /// What the last inquiry after each silent node came to.
-    pub(super) inquiries: Mutex<BTreeMap<NodeId, Inquiry>>,
+    pub(super) inquiries: Mutex<BTreeMap<NodeId, inquiry::Asked>>,
+    /// The members that no way leads to.
+    lost: Mutex<BTreeSet<NodeId>>,
     /// Something happened that should be reported, or acted on, at once.
     pub(super) evidence: Notify,
     settings: Mutex<Settings>,
@@ -79,14 +84,13 @@ pub(super) struct Parts {
     pub(super) me: NodeId,
     pub(super) about: Announcement,
     pub(super) transport: Arc<Transport>,
+    pub(super) ways: Arc<Ways>,
     pub(super) gossip: Gossip,
     pub(super) consensus: Consensus,
     pub(super) replication: Arc<Replication>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) dead: watch::Sender<Arc<BTreeSet<NodeId>>>,
-    /// Whether no link is down.
-    pub(super) whole: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -96,6 +100,7 @@ impl Cluster {
             me: parts.me,
             about: parts.about,
             transport: parts.transport,
+            ways: parts.ways,
             gossip: parts.gossip,
             consensus: parts.consensus,
             replication: parts.replication,
@@ -103,6 +108,7 @@ impl Cluster {
             began: Instant::now(),
             reports: Mutex::default(),
             inquiries: Mutex::default(),
+            lost: Mutex::default(),
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
             goes: AtomicBool::new(false),
@@ -112,7 +118,7 @@ impl Cluster {
         cluster.run(enter(cluster.clone()));
         cluster.run(follow_topology(cluster.clone()));
         cluster.run(follow_gossip(cluster.clone(), parts.dead));
-        cluster.run(follow_links(cluster.clone(), parts.whole));
+        cluster.run(follow_links(cluster.clone()));
         cluster.run(tell_newborns(cluster.clone()));
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
@@ -124,7 +130,8 @@ impl Cluster {
         cluster
     }
 
-    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task that ends with this node's part in the cluster.
+    pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled(task).await;
@@ -141,6 +148,10 @@ impl Cluster {
 
     pub(super) fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    pub(super) fn ways(&self) -> &Ways {
+        &self.ways
     }
 
     pub(super) fn topology(&self) -> watch::Receiver<Arc<Topology>> {
@@ -170,21 +181,36 @@ impl Cluster {
     }
 
     /// Another node's report has come.
-    pub(super) fn reported(&self, from: &Identity, body: &[u8]) {
-        let (Some(node), Ok(mut report)) = (from.node, wire::get::<Report>(body)) else { return };
+    pub(super) fn reported(&self, from: NodeId, body: &[u8]) {
+        let Ok(mut report) = wire::get::<Report>(body) else { return };
         report.at = self.now();
-        self.take_report(node, Arc::new(report));
+        self.take_report(from, Arc::new(report));
     }
 
     /// Keeps a report; what it says of broken links may call for action.
     pub(super) fn take_report(&self, node: NodeId, report: Arc<Report>) {
         let old = self.reports.lock().insert(node, report.clone());
+        self.renew_routes();
         let broken = |report: &Report| {
             report.reachable.values().filter(|l| matches!(l, controller::Link::Down { .. })).count()
         };
         if old.is_none_or(|old| broken(&old) != broken(&report)) {
             self.evidence.notify_waiters();
         }
+    }
+
+    /// Finds the routes anew, and has a leader contested to which no way leads any more.
+    fn renew_routes(&self) {
+        let topology = self.topology_now();
+        let lost = {
+            let reports = self.reports.lock();
+            self.ways.renew(self.me, &topology, &reports, self.now())
+        };
+        let mut known = self.lost.lock();
+        for node in lost.difference(&known) {
+            self.consensus.elect(*node);
+        }
+        *known = lost;
     }
 
     /// Time on the clock of [`Sight`].
@@ -206,7 +232,10 @@ impl Cluster {
             (*node, controller::Seen { state, since })
         });
         let alive = alive.collect();
-        let (reports, inquiries) = (self.reports.lock().clone(), self.inquiries.lock().clone());
+        let reports = self.reports.lock().clone();
+        let asked = self.inquiries.lock();
+        let inquiries = asked.iter().filter_map(|(node, asked)| Some((*node, asked.inquiry?)));
+        let inquiries = inquiries.collect();
         Sight { now, me: self.me, alive, reports, inquiries }
     }
 
@@ -215,6 +244,21 @@ impl Cluster {
         let members = self.gossip.members().borrow().clone();
         let alive = members.iter().filter(|(_, seen)| seen.state == gossip::State::Alive);
         alive.map(|(node, _)| *node).collect()
+    }
+
+    /// Where a member may be: as the topology has it, as gossip has it, and where seeds are.
+    pub(super) fn addresses_of(&self, node: NodeId) -> Vec<String> {
+        let topology = self.topology_now();
+        let known = topology.members.get(&node).map(|member| member.about.peer_addr.clone());
+        let mut addresses: Vec<String> = known.into_iter().collect();
+        if let Some(seen) = self.gossip.members().borrow().get(&node) {
+            addresses.push(seen.peer.addr.clone());
+            addresses.extend(seen.addr.map(|addr| addr.to_string()));
+        }
+        addresses.extend(self.settings().seeds);
+        let mut known = BTreeSet::new();
+        addresses.retain(|addr| known.insert(addr.clone()));
+        addresses
     }
 
     /// What gossip says of a member.
@@ -494,11 +538,12 @@ async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<N
 }
 
 /// Takes a broken connection for what it may mean: a leader to replace, a report to be made.
-async fn follow_links(cluster: Arc<Cluster>, whole: Arc<AtomicBool>) {
+async fn follow_links(cluster: Arc<Cluster>) {
     let mut links = cluster.transport.links();
     let mut down: BTreeSet<NodeId> = BTreeSet::new();
     loop {
         let now = links.borrow_and_update().clone();
+        cluster.renew_routes();
         let mut still = BTreeSet::new();
         for (node, link) in now.iter() {
             let State::Down { why, .. } = link.state else { continue };
@@ -513,7 +558,6 @@ async fn follow_links(cluster: Arc<Cluster>, whole: Arc<AtomicBool>) {
         if down != still {
             cluster.evidence.notify_waiters();
         }
-        whole.store(still.is_empty(), Ordering::Relaxed);
         down = still;
         if links.changed().await.is_err() {
             return;

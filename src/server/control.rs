@@ -1,6 +1,7 @@
 //! Reports to the other members, and the controller beside the Raft leader.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::topology::{Command, NodeId, Outcome, Topology};
 use crate::wire::{self, Kind};
 
 use super::cluster::{COMMAND_PATIENCE, Cluster};
+use super::inquiry;
 
 /// How often the leader is told how this node's shards are, and how often it plans.
 const PACE: Duration = Duration::from_millis(100);
@@ -28,6 +30,9 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
     let leadership = cluster.consensus().leadership();
     let mut turn = 0_u32;
     loop {
+        let mut evidence = pin!(cluster.evidence.notified());
+        // From here on nothing is missed, also while the report is made.
+        evidence.as_mut().enable();
         let report = Arc::new(make_report(&cluster));
         let leader = leadership.borrow().leader;
         let members: Vec<NodeId> = cluster.topology_now().members.keys().copied().collect();
@@ -35,12 +40,11 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
         let bytes = wire::to_vec(&*report);
         for node in members {
             if node != cluster.me && (all || Some(node) == leader) {
-                let put = |into: &mut Vec<u8>| into.extend_from_slice(&bytes);
-                cluster.transport().send(node, Kind::Report as u8, put);
+                cluster.ways().send(node, Kind::Report, |into| into.extend_from_slice(&bytes));
             }
         }
         cluster.take_report(cluster.me, report);
-        let evident = tokio::time::timeout(PACE, cluster.evidence.notified()).await.is_ok();
+        let evident = tokio::time::timeout(PACE, evidence).await.is_ok();
         // What is evident goes to everybody: whoever leads next should know.
         turn = if evident { 0 } else { turn + 1 };
         if evident {
@@ -123,6 +127,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             let topology = cluster.topology_now();
             failovers.observe(&cluster, &topology, &sight);
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);
+            inquiry::begin(&cluster, plan.inquire);
             let mut took_place = true;
             for command in plan.commands {
                 let before = topology.clone();

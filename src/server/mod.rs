@@ -11,6 +11,7 @@ mod bring_up;
 mod cluster;
 mod control;
 mod data;
+mod inquiry;
 mod newborn;
 mod node;
 mod peers;
@@ -18,6 +19,7 @@ mod pressure;
 mod recover;
 mod upkeep;
 mod view;
+mod ways;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;

@@ -19,5 +19,6 @@ mod moves;
 mod partition;
 mod races;
 mod refusals;
+mod relay;
 mod serving;
 mod support;

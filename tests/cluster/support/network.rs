@@ -112,7 +112,13 @@ impl Network {
 
     /// Cuts a node off from the other nodes; the test still reaches it.
     pub(crate) fn cut(&self, index: usize, cut: Cut) {
-        let others = (0..self.count).filter(|other| *other != index);
+        let others: Vec<usize> = (0..self.count).filter(|other| *other != index).collect();
+        self.cut_from(index, &others, cut);
+    }
+
+    /// Cuts a node off from some of the other nodes.
+    pub(crate) fn cut_from(&self, index: usize, others: &[usize], cut: Cut) {
+        let others = others.iter().copied();
         let hearing = others.clone().map(|other| Loss::of(Traffic::Any, other, index));
         let speaking = others.map(|other| Loss::of(Traffic::Any, index, other));
         match cut {
