@@ -61,8 +61,9 @@ impl Trial {
     /// The same with nodes that run.
     pub(crate) async fn begin(cluster: Cluster) -> Self {
         for n in 0..KEYS {
-            let answer = cluster.put(n % cluster.nodes.len(), &format!("k{n}"), &format!("v{n}"));
-            assert_eq!(answer.await.status(), 201, "k{n}");
+            let node = n % cluster.nodes.len();
+            let answer = cluster.put(node, &format!("k{n}"), &format!("v{n}")).await;
+            assert_eq!(answer.status(), 201, "k{n}");
         }
         let mut keys = cluster.keys_of_shards(WRITERS_PER_SHARD + 1).await;
         let own = keys.values_mut().map(|keys| keys.pop().unwrap()).collect();
