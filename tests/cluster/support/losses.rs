@@ -42,6 +42,12 @@ impl Loss {
         Self { percent, ..self }
     }
 
+    /// Whether nothing that needs a connection gets through between the two any more.
+    pub(crate) fn cuts(&self, a: usize, b: usize) -> bool {
+        let is_between = self.touches(a) && self.touches(b);
+        is_between && self.percent == 100 && self.traffic != Traffic::Udp
+    }
+
     pub(super) const fn touches(&self, node: usize) -> bool {
         self.from == node || self.to == node
     }

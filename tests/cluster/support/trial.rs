@@ -152,8 +152,7 @@ impl Trial {
 
     /// Nobody was taken from the voters, and nothing was recovered from less than a majority.
     pub(crate) async fn assert_all_vote(&self, what: &str) {
-        let unclean = self.cluster.metrics("aegis_unclean_recovery_total").await.unwrap();
-        assert_eq!(unclean, 0, "{what}: shards recovered uncleanly");
+        self.cluster.assert_nothing_unclean(what).await;
         for (shard, (_, _, voters)) in self.standing().await.shards {
             assert_eq!(voters.len(), 3, "{what}: voters of shard {shard}: {voters:?}");
         }
@@ -180,8 +179,7 @@ impl Trial {
         self.cluster.wait_equal(PATIENCE).await;
         record.assert_nothing_lost(&self.cluster).await;
         record.assert_right();
-        let unclean = self.cluster.metrics("aegis_unclean_recovery_total").await.unwrap();
-        assert_eq!(unclean, 0, "shards recovered uncleanly");
+        self.cluster.assert_nothing_unclean("in the end").await;
         let failed = record.ops.iter().filter(|op| op.failure.is_some()).count();
         println!("{} operations, {failed} without success", record.ops.len());
         record

@@ -67,6 +67,17 @@ impl Cluster {
         Ok(sum)
     }
 
+    /// No shard went on with less than a majority that remembers, in any life of any node.
+    pub(crate) async fn assert_nothing_unclean(&self, what: &str) {
+        let counted = self.metrics("aegis_unclean_recovery_total").await.unwrap();
+        assert_eq!(counted, 0, "{what}: shards recovered uncleanly");
+        for node in &self.nodes {
+            let log = node.log();
+            let told = log.lines().find(|line| line.contains("go on with the copy that has most"));
+            assert_eq!(told, None, "{what}, in the log of {}", node.name);
+        }
+    }
+
     /// Every shard, as a node knows it.
     pub(crate) async fn shards(&self, index: usize) -> Result<Vec<Shard>, String> {
         let mut view = self.ops(index, "/cluster/shards").await?;
