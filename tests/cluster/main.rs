@@ -9,9 +9,12 @@
 mod addresses;
 mod birth;
 mod chaos;
+mod datagrams;
 mod disks;
 mod eviction;
 mod failover;
+mod links;
+mod members;
 mod memory;
 mod moves;
 mod partition;
