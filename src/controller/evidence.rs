@@ -193,7 +193,8 @@ pub(super) fn has_fresh_report(sight: &Sight, node: NodeId) -> bool {
     fresh_report(sight, node).is_some()
 }
 
-fn fresh_report(sight: &Sight, node: NodeId) -> Option<&Report> {
+/// What the node has reported lately.
+pub(super) fn fresh_report(sight: &Sight, node: NodeId) -> Option<&Report> {
     let report = sight.reports.get(&node)?;
     (sight.now.saturating_sub(report.at) <= REPORT_FRESH).then_some(report)
 }

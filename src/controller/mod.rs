@@ -36,6 +36,7 @@ mod sight;
 mod state;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 mod wire;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub use evidence::{Failure, REPORT_FRESH};
 pub use note::{HandOver, Note};
 pub use sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
 pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
+pub use transfer::Transfer;
 
 /// What the operator has a say in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,6 +41,7 @@ struct Process {
     down_since: Option<Duration>,
     hung_since: Option<Duration>,
     clock_offset_ms: i64,
+    disk_delay_ms: u32,
     slandered_since: Option<Duration>,
     /// It lives where nobody looks for it, unless asked everywhere.
     misplaced_since: Option<Duration>,
@@ -193,6 +194,10 @@ impl World {
 
     pub(super) fn stand(&mut self, node: u64, standing: Standing) {
         self.topology.apply(Command::Stand { node: NodeId(node), standing });
+    }
+
+    pub(super) fn set_disk(&mut self, node: u64, disk_delay_ms: u32) {
+        self.processes.get_mut(&NodeId(node)).unwrap().disk_delay_ms = disk_delay_ms;
     }
 
     pub(super) fn set_clock(&mut self, node: u64, clock_offset_ms: i64) {
@@ -478,8 +483,7 @@ impl World {
 
     fn are_linked(&self, a: NodeId, b: NodeId) -> bool {
         let can_dial = |from, to| !self.cuts.contains_key(&(Way::Dial, from, to));
-        a == b
-            || (self.cut_since(Way::Tcp, a, b).is_none() && (can_dial(a, b) || can_dial(b, a)))
+        a == b || (self.cut_since(Way::Tcp, a, b).is_none() && (can_dial(a, b) || can_dial(b, a)))
     }
 
     /// The living nodes to which connections lead, one after another.
@@ -488,11 +492,7 @@ impl World {
         self.reached_among(node, is_found)
     }
 
-    fn reached_among(
-        &self,
-        node: NodeId,
-        is_found: impl Fn(NodeId) -> bool,
-    ) -> BTreeSet<NodeId> {
+    fn reached_among(&self, node: NodeId, is_found: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([node]);
         let mut ahead = vec![node];
         while let Some(from) = ahead.pop() {
@@ -526,7 +526,10 @@ impl World {
     fn hears(&self, node: NodeId, other: NodeId) -> bool {
         let is_slandered = self.processes[&other].slandered_since.is_some();
         let is_found = self.processes[&other].misplaced_since.is_none();
-        !self.is_down(other) && is_found && !is_slandered && self.cut_since(Way::Udp, other, node).is_none()
+        !self.is_down(other)
+            && is_found
+            && !is_slandered
+            && self.cut_since(Way::Udp, other, node).is_none()
     }
 
     /// Whether a node's gossip has another for alive: it hears it, or somebody who does.
@@ -614,7 +617,7 @@ impl World {
                 .copied()
                 .filter(|other| *other != node && self.has_for_alive(node, *other))
                 .collect(),
-            disk_delay_ms: 0,
+            disk_delay_ms: self.processes[&node].disk_delay_ms,
             shards,
         }
     }

@@ -5,7 +5,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::{self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport};
+use crate::controller::{
+    self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport, Transfer,
+};
 use crate::entry::{Position, ShardId};
 use crate::peer::{Down, State};
 use crate::replica::ShardStatus;
@@ -77,7 +79,7 @@ pub(super) fn make_report(cluster: &Cluster) -> Report {
             .collect(),
         clock_offset_ms: -median,
         hears: cluster.heard_in_gossip(),
-        disk_delay_ms: 0,
+        disk_delay_ms: millis(replica.wal().disk_delay()),
         shards: shards.map(shard_report).collect(),
     }
 }
@@ -92,8 +94,11 @@ fn link_of(state: State) -> Option<Link> {
         Down::Unreachable => Break::Unreachable,
         Down::Rejected(_) => Break::Rejected,
     };
-    let for_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-    Some(Link::Down { why, for_ms })
+    Some(Link::Down { why, for_ms: millis(since.elapsed()) })
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn shard_report(status: ShardStatus) -> ShardReport {
@@ -116,16 +121,24 @@ fn shard_report(status: ShardStatus) -> ShardReport {
 /// Plans, and has done what is planned, as long as this node leads the topology.
 pub(super) async fn control(cluster: Arc<Cluster>) {
     let mut leadership = cluster.consensus().leadership();
+    let mut transfer = Transfer::default();
     loop {
         if leadership.wait_for(|now| now.leads).await.is_err() {
             return;
         }
+        let elected = cluster.now();
         let mut controller = Controller::new();
         let mut failovers = Failovers::default();
         while leadership.borrow().leads {
             let sight = cluster.sight();
             let topology = cluster.topology_now();
             failovers.observe(&cluster, &topology, &sight);
+            let (voters, successors) = cluster.consensus().successors();
+            if let Some(next) = transfer.plan(&sight, elected, &voters, &successors) {
+                let next_name = topology.name(next);
+                tracing::info!("{next_name} is better connected; it is asked to lead the topology");
+                cluster.consensus().hand_over(next).await;
+            }
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);
             inquiry::begin(&cluster, plan.inquire);
             let mut took_place = true;

@@ -76,8 +76,8 @@ async fn inquire(cluster: &Arc<Cluster>, node: NodeId, at: Duration) {
         (other.about.name.clone(), finding)
     });
     let (here, others) = futures_util::join!(look_for(cluster, seat), join_all(ask_others));
-    let is_answered =
-        here.is_found || others.iter().any(|(_, finding)| finding.as_ref().is_some_and(|f| f.is_found));
+    let is_answered = here.is_found
+        || others.iter().any(|(_, finding)| finding.as_ref().is_some_and(|f| f.is_found));
     let told = tell(&member.about.name, &here, &others, is_answered);
     let mut inquiries = cluster.inquiries.lock();
     let Some(asked) = inquiries.get_mut(&node) else { return };
@@ -122,7 +122,7 @@ pub(super) async fn answer(cluster: &Arc<Cluster>, body: &Bytes) -> Vec<u8> {
 
 /// Asks for a node at every address where it may be.
 async fn look_for(cluster: &Arc<Cluster>, seat: Seat) -> Finding {
-    let knock = wire::to_vec(&Knock::Member);
+    let knock = wire::to_vec(&Knock::Whereabouts);
     let tries = cluster.addresses_of(seat.node).into_iter().take(ADDRESSES_MAX).map(|addr| {
         let knock = &knock;
         async move {

@@ -21,7 +21,8 @@ use super::newborn::Nursery;
 use super::pressure;
 use super::ways::Ways;
 
-/// What a node says over a connection of its own, before it is a member, or to one that is none.
+/// What a node says over a connection of its own: before it is a member, to one that is none, or to
+/// one that it has not found yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Knock {
     /// A newborn knocks: [`crate::birth::Newborn`], encoded.
@@ -30,6 +31,8 @@ pub(super) enum Knock {
     Join(Announcement),
     /// A member tells a newborn that its cluster knows the newborn's name.
     Member,
+    /// A member asks where others are.
+    Whereabouts,
 }
 
 /// The answer to a [`Knock`].
@@ -50,6 +53,8 @@ pub(super) enum KnockReply {
     NotNow,
     /// Heard.
     Noted,
+    /// Where each member is reached that this one is connected with, and this one itself.
+    Whereabouts(Vec<(NodeId, String)>),
 }
 
 /// Hands over what other nodes send.
@@ -73,7 +78,7 @@ impl Peers {
     async fn knocked(&self, from: &Identity, body: &[u8]) -> KnockReply {
         let Ok(knock) = wire::get::<Knock>(body) else { return KnockReply::NotNow };
         if let Some(cluster) = self.cluster() {
-            return cluster.knocked(knock).await;
+            return cluster.knocked(from, knock).await;
         }
         match self.nursery.get() {
             Some(nursery) => nursery.knocked(from, knock),

@@ -21,6 +21,8 @@ use crate::route::{self, HOPS_MAX, Links};
 use crate::topology::{NodeId, Topology};
 use crate::wire::{self, Kind, Relay, Relayed};
 
+use super::cluster::Cluster;
+
 /// Most requests of others that are passed on at a time.
 const RELAYS_MAX: usize = 512;
 
@@ -263,4 +265,32 @@ fn known_links(
         known.insert(*node, up.map(|(node, _)| *node).filter(is_member).collect());
     }
     known
+}
+
+/// Takes a broken connection for what it may mean: a leader to replace, a report to be made.
+pub(super) async fn follow_links(cluster: Arc<Cluster>) {
+    let mut links = cluster.transport().links();
+    let mut down: BTreeSet<NodeId> = BTreeSet::new();
+    loop {
+        let now = links.borrow_and_update().clone();
+        cluster.renew_routes();
+        let mut still = BTreeSet::new();
+        for (node, link) in now.iter() {
+            let State::Down { why, .. } = link.state else { continue };
+            if why == Down::Untried {
+                continue;
+            }
+            still.insert(*node);
+            if !down.contains(node) {
+                cluster.consensus().elect(*node);
+            }
+        }
+        if down != still {
+            cluster.evidence.notify_waiters();
+        }
+        down = still;
+        if links.changed().await.is_err() {
+            return;
+        }
+    }
 }

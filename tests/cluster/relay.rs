@@ -10,8 +10,9 @@ use crate::support::{Cluster, Cut, Network, PATIENCE};
 /// A cut may cost so much once: until the connection counts as silent, and a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 
-/// How long it is watched what a cut does.
-const WATCHED: Duration = Duration::from_secs(8);
+/// How long it is watched what a cut does: longer than a leader stays that others are better
+/// connected than.
+const WATCHED: Duration = Duration::from_secs(16);
 
 /// Puts a key through a node, on a majority of its copies; how long that took.
 async fn put(cluster: &Cluster, node: usize, key: &str, value: &str) -> Duration {
@@ -67,14 +68,16 @@ async fn a_cut_pair_costs_nothing(with_leader: bool, cut: Cut) {
     let leader = cluster.leader().await;
     let others = cluster.others(leader);
     let (a, b) = if with_leader { (leader, others[0]) } else { (others[0], others[1]) };
-    let primaries = cluster.primaries().await;
     cluster.network().cut_from(a, &[b], cut);
     let (first, later) = write_through_all(&cluster, &keys).await;
     println!("{test}: the longest write took {first:?} at first, {later:?} later");
     assert!(first < NOTICED_WITHIN, "{first:?}");
     assert!(later < Duration::from_secs(1), "{later:?}");
-    assert_eq!(cluster.leader().await, leader, "no other leader was elected");
-    assert_eq!(cluster.primaries().await, primaries, "no shard changed hands");
+    let now = cluster.leader().await;
+    match with_leader {
+        true => assert_eq!(now, others[1], "the node that reaches both leads by now"),
+        false => assert_eq!(now, leader, "no other leader was elected"),
+    }
     assert!(metric(&cluster, a, "aegis_relayed_messages_total").await > 0.0);
     for node in 0..3 {
         let url = cluster.nodes[node].url(&format!("/v1/kv/{}", keys[0]));
