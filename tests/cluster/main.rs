@@ -14,7 +14,6 @@ mod disks;
 mod eviction;
 mod failover;
 mod links;
-mod members;
 mod memory;
 mod moves;
 mod partition;

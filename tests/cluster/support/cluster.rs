@@ -124,9 +124,9 @@ impl Cluster {
     /// Gives a node that does not run an address that nobody has had for long.
     pub(crate) fn readdress(&mut self, index: usize) {
         let [a, b, c] = self.subnet;
-        let (old, new) = (self.nodes[index].host(), Ipv4Addr::new(a, b, c, self.next_host));
+        let (old, new) = (self.nodes[index].host, Ipv4Addr::new(a, b, c, self.next_host));
         self.next_host = if self.next_host == 250 { 100 } else { self.next_host + 1 };
-        self.nodes[index].live_at(new);
+        self.nodes[index].move_to(new, PEER_PORT);
         if let Some(network) = &self.network {
             network.readdress(index, old, new);
         }

@@ -27,7 +27,7 @@ const SAID_TO_TESTS: [&str; 4] =
 /// A node's home, across its lives. Dropped: killed.
 pub(crate) struct Node {
     pub(crate) name: String,
-    host: Ipv4Addr,
+    pub(crate) host: Ipv4Addr,
     dir: PathBuf,
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
@@ -50,25 +50,20 @@ impl Node {
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        let name = name.to_owned();
-        let preload = None;
+        let (name, preload) = (name.to_owned(), None);
         let mut node = Self { name, host, dir, settings, namespace, preload, child: None };
-        node.live_at(host);
+        node.move_to(host, PEER_PORT);
         node
     }
 
-    pub(crate) fn host(&self) -> Ipv4Addr {
-        self.host
-    }
-
-    /// Has it listen there from its next start on, at the usual ports.
-    pub(crate) fn live_at(&mut self, host: Ipv4Addr) {
+    /// Gives it another address, for the next start.
+    pub(crate) fn move_to(&mut self, host: Ipv4Addr, peer_port: u16) {
+        assert!(self.child.is_none(), "{} runs", self.name);
         self.host = host;
-        let at = |port: u16| format!("{host}:{port}");
         self.set(&json!({
-            "bind_addr": at(CLIENT_PORT),
-            "gossip_bind_addr": at(PEER_PORT),
-            "health_addr": at(OPS_PORT),
+            "bind_addr": format!("{host}:{CLIENT_PORT}"),
+            "gossip_bind_addr": format!("{host}:{peer_port}"),
+            "health_addr": format!("{host}:{OPS_PORT}"),
         }));
     }
 

@@ -1,11 +1,11 @@
 //! A cluster in trouble, under load: what it has to keep doing, and what it must never do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Cluster, Load, Network, PATIENCE, Record, eventually};
+use super::{Cluster, Load, Network, Node, PATIENCE, Record, eventually};
 
 /// Keys written before anything happens.
 const KEYS: usize = 300;
@@ -44,14 +44,14 @@ impl Trial {
     pub(crate) fn settings() -> Value {
         json!({
             "gossip_interval": "200ms",
-            "suspect_timeout": "1s",
-            "dead_timeout": "2s",
-            "rebalance_delay": "3s",
+            "suspect_timeout": "600ms",
+            "dead_timeout": "1200ms",
+            "rebalance_delay": "2s",
         })
     }
 
     /// Longer than it takes until somebody who is silent is suspected, given up, and replaced.
-    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(8);
+    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(5);
 
     /// Starts `count` nodes, fills them and puts load on them.
     pub(crate) async fn start(network: impl Into<Option<Network>>, count: usize) -> Self {
@@ -156,6 +156,25 @@ impl Trial {
         for (shard, (_, _, voters)) in self.standing().await.shards {
             assert_eq!(voters.len(), 3, "{what}: voters of shard {shard}: {voters:?}");
         }
+    }
+
+    /// Every node shows every member where it is.
+    pub(crate) async fn assert_known_where_they_are(&self, what: &str) {
+        let nodes = &self.cluster.nodes;
+        let expected: BTreeSet<String> = nodes.iter().map(Node::peer_addr).collect();
+        eventually(&format!("{what}: all know where all are"), PATIENCE, async || {
+            for node in 0..nodes.len() {
+                let view = self.cluster.ops(node, "/cluster").await?;
+                let members = view["members"].as_array().cloned().unwrap_or_default();
+                let addrs = members.iter().filter_map(|member| member["gossip_addr"].as_str());
+                let found: BTreeSet<String> = addrs.map(str::to_owned).collect();
+                if found != expected {
+                    return Err(format!("{} knows {found:?}", nodes[node].name));
+                }
+            }
+            Ok(())
+        })
+        .await;
     }
 
     /// What was written before anything happened is there, through each of the nodes.
