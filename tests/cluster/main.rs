@@ -6,7 +6,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-mod addresses;
 mod birth;
 mod chaos;
 mod eviction;
@@ -19,3 +18,4 @@ mod refusals;
 mod relay;
 mod serving;
 mod support;
+mod whereabouts;
