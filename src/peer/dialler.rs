@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -18,6 +19,7 @@ use super::connect::{self, OpenError};
 use super::frame::Head;
 use super::handshake::{Agreed, Failure};
 use super::hello::{Identity, Purpose};
+use super::intake::Intake;
 use super::link::{Down, Measure, Silence};
 use super::outbox::Outbox;
 use super::record::{Inbound, InboundError, Sealer};
@@ -46,6 +48,8 @@ pub(super) struct Dialler {
     name: Mutex<String>,
     addresses: Mutex<Addresses>,
     lane: ArcSwapOption<Lane>,
+    /// Whether the connection stands, and is not silent.
+    carries: AtomicBool,
     /// The other side was heard of: dial without waiting any longer.
     woken: Notify,
     /// It says that it is elsewhere now.
@@ -76,6 +80,7 @@ impl Dialler {
             addresses: Mutex::new(Addresses::new(&peer.addr)),
             name: Mutex::new(peer.name),
             lane: ArcSwapOption::empty(),
+            carries: AtomicBool::new(false),
             woken: Notify::new(),
             moved: Notify::new(),
             removed: CancellationToken::new(),
@@ -120,6 +125,11 @@ impl Dialler {
     /// Ends for good.
     pub(super) fn remove(&self) {
         self.removed.cancel();
+    }
+
+    /// Whether the connection stands, and is not silent.
+    pub(super) fn carries(&self) -> bool {
+        self.carries.load(Ordering::Acquire)
     }
 
     /// The connection, if there is one.
@@ -187,7 +197,7 @@ impl Dialler {
         }
     }
 
-    async fn attempt(&self, shared: &Shared, standing: &Standing) -> Outcome {
+    async fn attempt(&self, shared: &Arc<Shared>, standing: &Standing) -> Outcome {
         let (addr, is_likeliest) = {
             let addresses = self.addresses.lock();
             (addresses.next().to_owned(), addresses.is_at_start())
@@ -246,7 +256,7 @@ impl Dialler {
     /// Keeps a connection to its end.
     async fn keep(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         standing: &Standing,
         stream: Stream,
         agreed: Agreed,
@@ -258,14 +268,18 @@ impl Dialler {
         let lane = Arc::new(Lane::default());
         let mut writing = write(&lane, writer, sealer, shared.timing.close_after);
         self.lane.store(Some(Arc::clone(&lane)));
+        self.carries.store(true, Ordering::Release);
         let whom = format!("{} ({})", agreed.identity.name, agreed.identity.peer_addr);
         shared.links.up(self.node, agreed.identity.life);
         info!("connected to {whom}");
 
+        let life = agreed.identity.life;
+        let from = Arc::new(agreed.identity);
         let mut connection = Connection {
             shared,
-            node: self.node,
-            life: agreed.identity.life,
+            intake: Intake::new(Arc::clone(shared), from, Arc::clone(&lane.outbox)),
+            dialler: self,
+            life,
             whom: &whom,
             lane: &lane,
             inbound: Inbound::new(reader, opener),
@@ -279,6 +293,7 @@ impl Dialler {
             () = self.moved_from(addr) => Ok(Down::Reset),
             outcome = self.interrupted(shared, standing) => Err(outcome),
         };
+        self.carries.store(false, Ordering::Release);
         self.lane.store(None);
         if matches!(end, Err(Outcome::Over)) {
             // What is queued still goes out.
@@ -331,7 +346,8 @@ fn write(
 /// A connection that stands.
 struct Connection<'a> {
     shared: &'a Shared,
-    node: NodeId,
+    dialler: &'a Dialler,
+    intake: Intake,
     life: u64,
     whom: &'a str,
     lane: &'a Lane,
@@ -381,32 +397,45 @@ impl Connection<'_> {
         loop {
             let (head, body) = match self.inbound.next() {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                Ok(None) => break,
                 Err(error) => return Err(self.broken(error)),
             };
             match head {
                 Head::Answer { number } => self.lane.calls.answer(number, body),
                 Head::Pong { number, wall_millis } => self.pong(number, wall_millis),
                 Head::Farewell { code } => return Err(self.farewell(code)),
-                Head::OneWay { .. } | Head::Request { .. } | Head::Ping { .. } => {
+                // The other side cannot dial this node.
+                Head::OneWay { kind } => self.intake.one_way(kind, body),
+                Head::Request { number, kind } => match self.intake.try_slot() {
+                    Some(slot) => self.intake.begin(slot, number, kind, body),
+                    None => debug!("{} asks too much at a time", self.whom),
+                },
+                Head::Ping { .. } => {
                     let objection = Objection::Unexpected("frame that only a dialler sends");
                     return Err(self.object(&objection));
                 }
             }
         }
+        self.intake.hand_over();
+        Ok(())
     }
 
     fn heard(&mut self) {
         if std::mem::take(&mut self.silent) {
-            self.shared.links.up(self.node, self.life);
+            self.dialler.carries.store(true, Ordering::Release);
+            self.shared.links.up(self.dialler.node, self.life);
             info!("{} is heard again", self.whom);
         }
     }
 
     fn unheard(&mut self) {
         if !std::mem::replace(&mut self.silent, true) {
-            self.shared.links.down(self.node, Down::Silent);
+            self.dialler.carries.store(false, Ordering::Release);
+            self.shared.links.down(self.dialler.node, Down::Silent);
             info!("nothing is heard from {}", self.whom);
+            if self.shared.ways_back.lock().contains_key(&self.dialler.node) {
+                self.lane.calls.lose();
+            }
         }
     }
 
@@ -423,7 +452,7 @@ impl Connection<'_> {
         };
         if self.published.is_none_or(|last| now.duration_since(last) >= PUBLISH_INTERVAL) {
             self.published = Some(now);
-            self.shared.links.measured(self.node, round_trip, offset);
+            self.shared.links.measured(self.dialler.node, round_trip, offset);
         }
     }
 

@@ -110,3 +110,31 @@ async fn the_link_between_two_followers_is_cut_and_nobody_notices() {
 async fn a_leader_that_one_follower_does_not_hear_goes_on_leading() {
     a_cut_pair_costs_nothing(true, Cut::Speaking).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_only_one_of_two_can_dial_the_other_its_connection_serves_both() {
+    let test = "two nodes of which one can dial";
+    let Some(network) = Network::for_test(test, 3) else { return };
+    let mut cluster = Cluster::start_in(Some(network), 3, json!({})).await;
+    let keys: Vec<String> = cluster.keys_of_shards(1).await.into_values().flatten().collect();
+    let leader = cluster.leader().await;
+    let [other, third] = cluster.others(leader).try_into().unwrap();
+    cluster.nodes[third].kill();
+    for key in &keys {
+        put(&cluster, leader, key, "two left").await;
+    }
+    cluster.network().keep_from_dialling(leader, other);
+    let began = Instant::now();
+    while began.elapsed() < WATCHED {
+        let writes = keys
+            .iter()
+            .flat_map(|key| [leader, other].map(|node| put(&cluster, node, key, "one dials")));
+        let longest = futures_util::future::join_all(writes).await.into_iter().max().unwrap();
+        assert!(longest < NOTICED_WITHIN, "{longest:?}, {:?} after the cut", began.elapsed());
+    }
+    assert_eq!(cluster.leader().await, leader);
+    cluster.network().heal(leader);
+    cluster.restart(third).await;
+    cluster.wait_healthy(PATIENCE).await;
+    cluster.wait_equal(PATIENCE).await;
+}

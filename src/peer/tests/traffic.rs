@@ -229,3 +229,48 @@ async fn with_a_secret_nobody_on_the_way_can_read_or_change_a_frame() {
     assert!(two.refused(Refusal::Garbage) + one.refused(Refusal::Garbage) > 0);
     assert!(two.inbox.frames.lock().is_empty());
 }
+
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_only_the_other_side_can_dial_its_connection_serves_both() {
+    let (one, two) = (member(1).start().await, member(2).start().await);
+    let us = two.transport.shared.standing().identity;
+    two.transport.set_identity(Identity { peer_addr: NOWHERE.to_owned(), ..(*us).clone() });
+    one.dial(&[(2, NOWHERE)]);
+    assert_eq!(one.call(2, ECHO, b"a").await, Err(CallError::NotSent));
+    two.dial(&[(1, &one.addr())]);
+    two.until_up(1).await;
+    for n in 0..100_u8 {
+        assert!(one.send(2, 7, &[n]));
+    }
+    assert_eq!(one.call(2, COUNT, b"").await, Ok(Bytes::from_static(b"100")), "in their order");
+    let both = tokio::join!(one.call(2, LATE, b"there"), two.call(1, ECHO, b"back"));
+    assert_eq!(both, (Ok(Bytes::from_static(b"there")), Ok(Bytes::from_static(b"back"))));
+    assert!(one.link(2).is_some_and(|link| !link.is_up()), "its own is down all the same");
+    assert_eq!((one.counts(), two.counts()), (BTreeMap::new(), BTreeMap::new()));
+    let under_way = async { one.call(2, NEVER, b"").await };
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        two.dial(&[]);
+    };
+    assert_eq!(tokio::join!(under_way, ends).0, Err(CallError::Lost));
+    assert_eq!(one.call(2, ECHO, b"a").await, Err(CallError::NotSent));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_leaves_the_others_and_takes_over_again() {
+    let (one, two) = (impatient(1).start().await, member(2).start().await);
+    let proxy = Proxy::to(two.addr()).await;
+    one.dial(&[(2, &proxy.addr)]);
+    two.dial(&[(1, &one.addr())]);
+    one.until_up(2).await;
+    two.until_up(1).await;
+    proxy.open.send_replace(false);
+    assert_eq!(one.until_down(2).await, Down::Silent);
+    assert_eq!(one.call(2, ECHO, b"a").await, Ok(Bytes::from_static(b"a")));
+    proxy.open.send_replace(true);
+    one.until_up(2).await;
+    assert_eq!(one.call(2, ECHO, b"b").await, Ok(Bytes::from_static(b"b")));
+}

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::Uid;
 
+use super::node::PEER_PORT;
+
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACES: &str = "/run/netns";
 
@@ -129,6 +131,16 @@ impl Network {
             );
         }
         self.nft(index, &(rules + "}\n"));
+    }
+
+    /// Keeps a node from dialling another, at its usual port; what the other dials goes on.
+    pub(crate) fn keep_from_dialling(&self, from: usize, to: usize) {
+        let to = self.host(to);
+        let chain = format!(
+            "chain dialling {{\ntype filter hook output priority 0\n\
+             ip daddr {to} tcp dport {PEER_PORT} drop\n}}"
+        );
+        self.nft(from, &format!("table inet cut {{\n{chain}\n}}\n"));
     }
 
     /// Keeps all datagrams from reaching a node.
