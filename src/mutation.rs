@@ -47,6 +47,14 @@ pub enum Mutation {
     HigherVersionCounts,
     /// Versions do not tell of the epoch they were given in.
     VersionsWithoutEpoch,
+    /// A copy that was away counts as level as before.
+    AwayUnnoticed,
+    /// A copy that was away is level by what comes unasked.
+    UnaskedCounts,
+    /// A primary that was away counts as level before a round has confirmed its epoch.
+    LevelUnconfirmed,
+    /// A primary tells where its log ends before a round has confirmed its epoch.
+    ReadIndexUnconfirmed,
     /// Whom gossip does not hear has failed, whatever connections say.
     GossipDecides,
     /// Connections of other members are no way to a node.

@@ -15,6 +15,7 @@ use hyper::header::{
 use serde::Serialize;
 
 use super::answer::{self, ACKS, Body, Response};
+use super::json;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 
@@ -135,6 +136,8 @@ pub(super) struct Problem {
     /// Whether it may have been applied all the same.
     outcome_unknown: bool,
     allow: Option<&'static str>,
+    /// For how long the copy that answered has been out of touch with its primary.
+    stale: Option<Duration>,
     /// The request's body was left unread: the connection cannot go on.
     closes: bool,
 }
@@ -152,6 +155,8 @@ pub(super) struct Fields<'a> {
     /// The live entry's version, where a condition failed on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_ms: Option<u64>,
 }
 
 impl Problem {
@@ -165,6 +170,7 @@ impl Problem {
             retryable: kind.retryable(),
             outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
+            stale: None,
             closes: false,
         }
     }
@@ -246,6 +252,12 @@ impl Problem {
         self
     }
 
+    /// Of a read: for how long the copy that answered has been out of touch with its primary.
+    pub(super) fn with_stale(mut self, stale: Option<Duration>) -> Self {
+        self.stale = stale;
+        self
+    }
+
     /// The members of the problem's document.
     pub(super) fn fields(&self) -> Fields<'_> {
         Fields {
@@ -256,6 +268,7 @@ impl Problem {
             outcome: if self.outcome_unknown { "unknown" } else { "not-applied" },
             retryable: self.retryable,
             version: self.etag.map(|v| v.to_string()),
+            stale_ms: self.stale.map(json::millis),
         }
     }
 

@@ -122,6 +122,7 @@ fn reason_to_leave(view: &View<'_>, primary: Seat) -> Option<HandOver> {
     match (view.fitness(primary.node)?, node.member.standing) {
         (Fitness::Fit | Fitness::Damped, _) => None,
         (Fitness::Apart, _) => node.is_long_lonely().then_some(HandOver::Apart),
+        (Fitness::DiskSlow, _) => Some(HandOver::DiskSlow { ms: node.report()?.disk_delay_ms }),
         (Fitness::ClockOff, _) => Some(HandOver::ClockOff),
         (Fitness::Leaving, Standing::Decommissioning) => Some(HandOver::Decommissioning),
         (Fitness::Leaving, _) => Some(HandOver::Restarting),

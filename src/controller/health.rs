@@ -30,6 +30,14 @@ const CLOCK_OFF_MS: u64 = 500;
 /// ... until it is nearer than this.
 const CLOCK_WELL_MS: u64 = 400;
 
+/// A disk that takes longer than this, and so many times as long as those of most others, ...
+const DISK_SLOW_MS: u32 = 500;
+const DISK_SLOW_TIMES: u32 = 4;
+/// ... for so long, is slow ...
+const DISK_SLOW_AFTER: Duration = Duration::from_secs(3);
+/// ... until it takes no longer than this.
+const DISK_WELL_MS: u32 = 250;
+
 /// What is remembered of all members.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Health(BTreeMap<NodeId, Course>);
@@ -39,7 +47,7 @@ pub(super) struct Health(BTreeMap<NodeId, Course>);
 struct Course {
     is_failed: bool,
     is_clock_off: bool,
-    /// Failures, beside planned restarts.
+    /// Failures, beside planned restarts, and how often its disk was slow.
     flaps: u32,
     was_ill: bool,
     well_since: Option<Duration>,
@@ -50,6 +58,9 @@ struct Course {
     lonely_since: Option<Duration>,
     /// When something last told of it.
     heard_at: Option<Duration>,
+    /// Since when its disk has taken much longer than others'.
+    disk_late_since: Option<Duration>,
+    is_disk_slow: bool,
 }
 
 /// What all that comes to.
@@ -76,6 +87,8 @@ pub(super) enum Fitness {
     Damped,
     /// It is badly connected.
     Apart,
+    /// Its disk keeps writes waiting.
+    DiskSlow,
     /// Its clock is off.
     ClockOff,
     /// It is being restarted or decommissioned.
@@ -92,12 +105,22 @@ impl Health {
     ) -> BTreeMap<NodeId, Assessment> {
         self.0.retain(|node, _| topology.members.contains_key(node));
         let evidence = Evidence::new(topology, sight);
+        let disks = usual_disk_delay(sight);
         let assess = |(node, member): (&NodeId, &Member)| {
             let course = self.0.entry(*node).or_default();
+            course.read_disk(sight, *node, disks);
             (*node, course.assess(member, &evidence, sight, settings))
         };
         topology.members.iter().map(assess).collect()
     }
+}
+
+/// How long the disks of most members take, in milliseconds, by fresh reports; of two the faster.
+fn usual_disk_delay(sight: &Sight) -> u32 {
+    let fresh = sight.reports.iter().filter(|(node, _)| evidence::has_fresh_report(sight, **node));
+    let mut delays: Vec<u32> = fresh.map(|(_, report)| report.disk_delay_ms).collect();
+    delays.sort_unstable();
+    delays.get(delays.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }
 
 impl Course {
@@ -165,12 +188,32 @@ impl Course {
         }
     }
 
+    /// Takes in how long the node's disk takes, beside what is usual.
+    fn read_disk(&mut self, sight: &Sight, node: NodeId, usual_ms: u32) {
+        if !evidence::has_fresh_report(sight, node) {
+            return;
+        }
+        let (delay_ms, now) = (sight.reports[&node].disk_delay_ms, sight.now);
+        let is_far_off = delay_ms > usual_ms.saturating_mul(DISK_SLOW_TIMES);
+        let is_late = delay_ms > DISK_SLOW_MS && is_far_off;
+        self.disk_late_since = is_late.then(|| self.disk_late_since.unwrap_or(now));
+        let was_slow = self.is_disk_slow;
+        self.is_disk_slow = match self.disk_late_since {
+            Some(since) => was_slow || now.saturating_sub(since) >= DISK_SLOW_AFTER,
+            // Where the others' have become as slow, it need not stand back for them.
+            None => was_slow && is_far_off && delay_ms > DISK_WELL_MS,
+        };
+        if self.is_disk_slow && !was_slow {
+            self.flaps += 1;
+        }
+    }
+
     fn follow(&mut self, is_failed: bool, standing: Standing, now: Duration) {
         if is_failed && !self.is_failed && standing == Standing::Member {
             self.flaps += 1;
         }
         self.is_failed = is_failed;
-        let is_ill = is_failed || self.is_clock_off || self.is_apart;
+        let is_ill = is_failed || self.is_clock_off || self.is_apart || self.is_disk_slow;
         if is_ill || standing != Standing::Member {
             self.was_ill = true;
             self.well_since = None;
@@ -189,6 +232,8 @@ impl Course {
             Fitness::Leaving
         } else if self.is_clock_off {
             Fitness::ClockOff
+        } else if self.is_disk_slow {
+            Fitness::DiskSlow
         } else if self.is_apart {
             Fitness::Apart
         } else if self.well_since.is_some_and(is_damped) {

@@ -73,6 +73,11 @@ pub enum HandOver {
     Decommissioning,
     /// Its clock is off.
     ClockOff,
+    /// Its disk keeps writes waiting.
+    DiskSlow {
+        /// For so long.
+        ms: u32,
+    },
     /// It is badly connected.
     Apart,
     /// Its copy moves elsewhere.
@@ -130,6 +135,7 @@ impl fmt::Display for Note {
 impl fmt::Display for HandOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::DiskSlow { ms } => return write!(f, "has a slow disk that takes {ms} ms"),
             Self::Restarting => "is being restarted",
             Self::Decommissioning => "is being decommissioned",
             Self::ClockOff => "has a clock that is more than half a second off",

@@ -1,3 +1,4 @@
+mod disks;
 mod ways;
 
 use std::time::Duration;
@@ -344,10 +345,12 @@ fn a_decommissioned_node_ends_with_nothing() {
     assert_eq!(world.primaries(), [0, 10, 10, 10]);
     let emptied = Note::Emptied { node: "node1".to_owned() };
     assert_eq!(world.notes.iter().filter(|note| **note == emptied).count(), 1);
+    assert!(world.states().iter().all(|state| *state == ShardState::Healthy));
     // Without a spare the sets shrink; the last node stays.
     world.stand(2, Standing::Decommissioning);
     world.settle();
     assert_eq!(world.votes(), [0, 0, 30, 30]);
+    assert!(world.states().iter().all(|state| *state == ShardState::UnderReplicated));
     world.stand(3, Standing::Decommissioning);
     world.stand(4, Standing::Decommissioning);
     world.settle();

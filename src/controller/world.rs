@@ -41,6 +41,7 @@ struct Process {
     down_since: Option<Duration>,
     hung_since: Option<Duration>,
     clock_offset_ms: i64,
+    disk_delay_ms: u32,
     slandered_since: Option<Duration>,
     /// It lives where nobody looks for it, unless asked everywhere.
     misplaced_since: Option<Duration>,
@@ -193,6 +194,10 @@ impl World {
 
     pub(super) fn stand(&mut self, node: u64, standing: Standing) {
         self.topology.apply(Command::Stand { node: NodeId(node), standing });
+    }
+
+    pub(super) fn set_disk(&mut self, node: u64, disk_delay_ms: u32) {
+        self.processes.get_mut(&NodeId(node)).unwrap().disk_delay_ms = disk_delay_ms;
     }
 
     pub(super) fn set_clock(&mut self, node: u64, clock_offset_ms: i64) {
@@ -612,7 +617,7 @@ impl World {
                 .copied()
                 .filter(|other| *other != node && self.has_for_alive(node, *other))
                 .collect(),
-            disk_delay_ms: 0,
+            disk_delay_ms: self.processes[&node].disk_delay_ms,
             shards,
         }
     }

@@ -472,11 +472,8 @@ impl Connection<'_> {
     }
 
     fn farewell(&self, code: u8) -> Down {
-        let Some(refusal) = Refusal::told(code) else {
-            return Down::Reset;
-        };
-        self.shared.told(refusal, self.whom, self.whom);
-        Down::Rejected(refusal)
+        let refusal = self.shared.farewell(code, self.whom, self.whom);
+        refusal.map_or(Down::Reset, Down::Rejected)
     }
 }
 

@@ -64,6 +64,11 @@ impl Intake {
         Self { shared, handler, from, outbox, slots, frames: Vec::new() }
     }
 
+    /// Who is at the other end.
+    pub(super) fn from(&self) -> &Identity {
+        &self.from
+    }
+
     /// Takes a one-way frame.
     pub(super) fn one_way(&mut self, kind: u8, body: Bytes) {
         self.frames.push((kind, body));

@@ -56,7 +56,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::entry::Timestamp;
-use crate::topology::NodeId;
+use crate::topology::{NodeId, Roster};
 
 use dialler::{Dialler, Lane};
 use frame::Head;
@@ -218,6 +218,22 @@ impl Transport {
     /// Where a peer may be, the likeliest address first.
     pub fn addresses(&self, node: NodeId) -> Vec<String> {
         self.shared.diallers.load().get(&node).map(|d| d.addresses()).unwrap_or_default()
+    }
+
+    /// Who is a member, and which numbers were given. Who was a member and is none any more is told
+    /// so, on a connection that stands or when it comes, and is not listened to.
+    pub fn set_roster(&self, roster: Roster) {
+        self.shared.roster.send_if_modified(|known| {
+            let changed = *known != roster;
+            *known = roster;
+            changed
+        });
+    }
+
+    /// The member that says that this node was removed from the cluster, once one has said so on a
+    /// connection on which both have proved that they know the cluster's secret.
+    pub fn removed_by(&self) -> watch::Receiver<Option<String>> {
+        self.shared.removed_by.subscribe()
     }
 
     /// Sends a frame of `kind` to a member, its body appended by `write` to what waits there

@@ -330,6 +330,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         },
         write_copies: config.write_copies(),
         seeds: config.addrs.iter().map(ToString::to_string).collect(),
+        suspect_timeout: config.suspect_timeout,
     }
 }
 

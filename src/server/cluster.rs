@@ -21,7 +21,6 @@ use crate::consensus::Consensus;
 use crate::controller::{self, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
-use crate::ops::ActionError;
 use crate::peer::{self, Identity, Transport};
 use crate::replication::Replication;
 use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology};
@@ -31,6 +30,7 @@ use super::control;
 use super::inquiry;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
+use super::udp;
 use super::ways::{self, Ways};
 use super::whereabouts;
 
@@ -42,6 +42,9 @@ const COMMAND_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long others are given to take over what this node leads, before it stops.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked at who seems dead, besides when something changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The parts of a member.
 pub(super) struct Cluster {
@@ -58,6 +61,8 @@ pub(super) struct Cluster {
     reports: Mutex<BTreeMap<NodeId, Arc<Report>>>,
     /// What the last inquiry after each silent node came to.
     pub(super) inquiries: Mutex<BTreeMap<NodeId, inquiry::Asked>>,
+    /// The members that are connected and whose datagrams do not come in.
+    pub(super) unheard: watch::Sender<BTreeSet<NodeId>>,
     /// The members that no way leads to.
     lost: Mutex<BTreeSet<NodeId>>,
     /// Something happened that should be reported, or acted on, at once.
@@ -75,6 +80,7 @@ pub(super) struct Settings {
     pub(super) controller: controller::Settings,
     pub(super) write_copies: u32,
     pub(super) seeds: Vec<String>,
+    pub(super) suspect_timeout: Duration,
 }
 
 /// What a member is made of.
@@ -106,6 +112,7 @@ impl Cluster {
             began: Instant::now(),
             reports: Mutex::default(),
             inquiries: Mutex::default(),
+            unheard: watch::Sender::default(),
             lost: Mutex::default(),
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
@@ -122,6 +129,8 @@ impl Cluster {
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
+        cluster.run(udp::watch(cluster.clone()));
+        cluster.run(cluster.replication.clone().stay_in_touch(cluster.topology()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.
@@ -282,6 +291,20 @@ impl Cluster {
         self.gossip.members().borrow().get(&node).map(|seen| seen.state)
     }
 
+    /// Whether a member answers over TCP, on this node's connection or by way of others.
+    pub(super) fn is_reached(&self, node: NodeId) -> bool {
+        self.ways.silent_for(node).is_none()
+    }
+
+    /// The members that this node is connected with, and whether their datagrams seem lost.
+    pub(super) fn lost_datagrams(&self) -> BTreeMap<NodeId, bool> {
+        let seen = self.gossip.members().borrow().clone();
+        let is_lost = |node: &NodeId| seen.get(node).is_none_or(|seen| !seen.is_heard_here);
+        let links = self.transport.links().borrow().clone();
+        let up = links.iter().filter(|(_, link)| link.is_up());
+        up.map(|(node, _)| (*node, is_lost(node))).collect()
+    }
+
     /// Whether every shard keeps its write quorum while this node is stopped.
     pub(super) fn stoppable(&self) -> Result<(), String> {
         let settings = self.settings();
@@ -353,12 +376,11 @@ impl Cluster {
         }
     }
 
-    fn is_living(&self, member: &Member) -> bool {
+    pub(super) fn is_living(&self, member: &Member) -> bool {
         if member.node == self.me {
             return true;
         }
-        let is_in_touch = self.ways.silent_for(member.node).is_none();
-        is_in_touch && self.seems(member.node).is_none_or(|state| state == gossip::State::Alive)
+        self.is_reached(member.node) && self.seems(member.node) != Some(gossip::State::Left)
     }
 
     /// What the topology should be told of this node, if anything.
@@ -400,51 +422,11 @@ impl Cluster {
         }
     }
 
-    /// Has a member's copies moved away, for it to leave afterwards.
-    pub(super) async fn decommission(&self, name: &str) -> Result<(), ActionError> {
-        let member = self.member(name)?;
-        if self.topology_now().members.len() <= 1 {
-            return Err(ActionError::Conflict(
-                "it is the only member of its cluster, there is no other node to take its shards",
-            ));
-        }
-        let standing = Standing::Decommissioning;
-        self.decide(Command::Stand { node: member.node, standing }, "decommissioning").await
-    }
-
-    /// Ends the membership of a node that is dead, or that was decommissioned.
-    pub(super) async fn remove(&self, name: &str) -> Result<(), ActionError> {
-        let member = self.member(name)?;
-        if self.topology_now().members.len() <= 1 {
-            return Err(ActionError::Conflict(
-                "it is the only member of its cluster, and it is alive",
-            ));
-        }
-        if self.is_living(&member) && member.standing != Standing::Decommissioning {
-            return Err(ActionError::Conflict(
-                "the node is alive: decommission it first, or stop it",
-            ));
-        }
-        self.decide(Command::Remove(member.node), "removing the node").await
-    }
-
-    fn member(&self, name: &str) -> Result<Member, ActionError> {
-        let topology = self.topology_now();
-        topology.member_named(name).cloned().ok_or(ActionError::Unknown { what: "member" })
-    }
-
-    async fn decide(&self, command: Command, what: &'static str) -> Result<(), ActionError> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| ActionError::Failed { what, source };
-        match self.consensus.propose(command, COMMAND_PATIENCE).await {
-            Ok(Outcome::Rejected(rejection)) => Err(failed(rejection.into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(error.into())),
-        }
-    }
-
-    /// Ends this node's part in the cluster.
+    /// Ends this node's part in the cluster. A second call does nothing.
     pub(super) async fn end(&self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
         self.gossip.leave().await;
         self.stop.cancel();
         self.tasks.close();
@@ -489,6 +471,7 @@ async fn follow_topology(cluster: Arc<Cluster>) {
                 (member.node, peer)
             });
             cluster.transport.set_peers(peers.collect());
+            cluster.transport.set_roster(now.roster());
             cluster.reports.lock().retain(|node, _| now.members.contains_key(node));
         }
         known = now;
@@ -526,14 +509,15 @@ fn tell_changes(known: &Topology, now: &Topology) {
     }
 }
 
-/// Tells consensus who seems dead.
+/// Tells consensus who seems dead: to gossip, and not reached over TCP either.
 async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<NodeId>>>) {
-    let mut members = cluster.gossip.members();
+    let (mut members, mut links) = (cluster.gossip.members(), cluster.transport.links());
     loop {
         let seen = members.borrow_and_update().clone();
+        links.mark_unchanged();
         let gone = seen.iter().filter_map(|(node, seen)| {
-            let gone = matches!(seen.state, gossip::State::Dead | gossip::State::Left);
-            gone.then_some(*node)
+            let silent = matches!(seen.state, gossip::State::Dead | gossip::State::Left);
+            (silent && !cluster.is_reached(*node)).then_some(*node)
         });
         let gone = Arc::new(gone.collect::<BTreeSet<_>>());
         dead.send_if_modified(|known| {
@@ -541,8 +525,16 @@ async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<N
             *known = gone;
             changed
         });
-        cluster.evidence.notify_waiters();
-        if members.changed().await.is_err() {
+        let news = tokio::select! {
+            changed = members.changed() => {
+                cluster.evidence.notify_waiters();
+                changed
+            }
+            changed = links.changed() => changed,
+            // Who was reached by way of others may be reached no more.
+            () = tokio::time::sleep(LOOK_AGAIN) => Ok(()),
+        };
+        if news.is_err() {
             return;
         }
     }

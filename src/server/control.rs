@@ -79,7 +79,7 @@ pub(super) fn make_report(cluster: &Cluster) -> Report {
             .collect(),
         clock_offset_ms: -median,
         hears: cluster.heard_in_gossip(),
-        disk_delay_ms: 0,
+        disk_delay_ms: millis(replica.wal().disk_delay()),
         shards: shards.map(shard_report).collect(),
     }
 }
@@ -94,8 +94,11 @@ fn link_of(state: State) -> Option<Link> {
         Down::Unreachable => Break::Unreachable,
         Down::Rejected(_) => Break::Rejected,
     };
-    let for_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-    Some(Link::Down { why, for_ms })
+    Some(Link::Down { why, for_ms: millis(since.elapsed()) })
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn shard_report(status: ShardStatus) -> ShardReport {

@@ -8,14 +8,18 @@
 
 mod birth;
 mod chaos;
+mod disks;
 mod eviction;
 mod failover;
 mod memory;
 mod moves;
 mod partition;
 mod races;
+mod readiness;
 mod refusals;
 mod relay;
+mod removal;
 mod serving;
 mod support;
 mod whereabouts;
+mod woken;

@@ -72,6 +72,7 @@ fn whatever_ways_fail_nobody_is_given_up_who_can_be_reached() {
 
 #[cfg(feature = "mutations")]
 mod mutants {
+    use aegiskv::mutation::{self, Mutation};
 
     /// Within so many histories a broken rule must be noticed.
     const SEEDS_MAX: u64 = 10_000;

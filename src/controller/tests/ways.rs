@@ -51,6 +51,9 @@ fn a_node_that_others_reach_goes_on_and_is_given_no_more_work() {
     assert_eq!(world.primaries(), [10, 10, 10], "the third takes back its share");
     let given = |change: &crate::topology::Change| change.to.primary.node.0;
     assert!(world.changes.iter().all(|change| given(change) != 2), "nobody gave node2 any");
+    world.mend();
+    world.settle();
+    assert!(all_healthy(&mut world));
 }
 
 #[test]
