@@ -8,9 +8,11 @@
 
 mod birth;
 mod chaos;
+mod datagrams;
 mod disks;
 mod eviction;
 mod failover;
+mod links;
 mod memory;
 mod moves;
 mod partition;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Cut, Network, PATIENCE};
+use crate::support::{Cluster, Cut, Loss, Network, PATIENCE, Traffic};
 
 /// A cut may cost so much once: until the connection counts as silent, and a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
@@ -123,7 +123,7 @@ async fn where_only_one_of_two_can_dial_the_other_its_connection_serves_both() {
     for key in &keys {
         put(&cluster, leader, key, "two left").await;
     }
-    cluster.network().keep_from_dialling(leader, other);
+    cluster.network().lose([Loss::of(Traffic::Dialled, leader, other)]);
     let began = Instant::now();
     while began.elapsed() < WATCHED {
         let writes = keys
