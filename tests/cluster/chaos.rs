@@ -190,7 +190,7 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     let is_impatient = random.random_bool(0.5);
     println!("AEGIS_CHAOS_SEED={seed}: {count} nodes, impatient: {is_impatient}");
     let settings = if is_impatient {
-        json!({ "suspect_timeout": "1s", "dead_timeout": "2s", "rebalance_delay": "3s" })
+        json!({ "gossip_interval": "200ms", "suspect_timeout": "1s", "dead_timeout": "2s", "rebalance_delay": "3s" })
     } else {
         json!({})
     };
