@@ -51,7 +51,7 @@ impl Trial {
     }
 
     /// Longer than it takes until somebody who is silent is suspected, given up, and replaced.
-    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(5);
+    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(6);
 
     /// Starts `count` nodes, fills them and puts load on them.
     pub(crate) async fn start(network: impl Into<Option<Network>>, count: usize) -> Self {
