@@ -84,7 +84,8 @@ async fn is_whole_again(trial: &mut Trial, what: &str, nodes: &[usize]) {
 async fn nodes_that_come_back_elsewhere_are_found() {
     let mut trial = Trial::start(None, 3).await;
     let roles = trial.leader_first().await;
-    change_address(&mut trial, "the leader and another", &roles[..2], Move::Host, Told::Nobody).await;
+    change_address(&mut trial, "the leader and another", &roles[..2], Move::Host, Told::Nobody)
+        .await;
     let roles = trial.leader_first().await;
     change_address(&mut trial, "both others", &roles[1..], Move::Port(7801), Told::Nobody).await;
     change_address(&mut trial, "all", &[0, 1, 2], Move::Host, Told::All).await;
@@ -92,7 +93,8 @@ async fn nodes_that_come_back_elsewhere_are_found() {
     let two = [roles[0], roles[1]];
     change_address(&mut trial, "two, each to the other's", &two, Move::Swap, Told::Nobody).await;
     if wants_all_cases() {
-        change_address(&mut trial, "all, other ports", &[0, 1, 2], Move::Port(7802), Told::All).await;
+        change_address(&mut trial, "all, other ports", &[0, 1, 2], Move::Port(7802), Told::All)
+            .await;
         let leader = trial.cluster.leader().await;
         change_address(&mut trial, "the leader", &[leader], Move::Host, Told::Nobody).await;
         let roles = trial.leader_first().await;

@@ -236,7 +236,10 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     let failed = record.ops.iter().filter(|op| op.failure.is_some()).count();
     println!("{} operations, {failed} without success", record.ops.len());
     // Many fail at once, where a majority is down; the others are what is checked.
-    assert!(record.ops.len() - failed > 10 * usize::try_from(seconds).unwrap(), "hardly anything worked");
+    assert!(
+        record.ops.len() - failed > 10 * usize::try_from(seconds).unwrap(),
+        "hardly anything worked"
+    );
     a_disk_dies(&mut cluster, victim).await;
     cluster.wait_equal(PATIENCE).await;
     record.assert_nothing_lost(&cluster).await;

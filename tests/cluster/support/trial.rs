@@ -163,13 +163,13 @@ impl Trial {
         let nodes = &self.cluster.nodes;
         let expected: BTreeSet<String> = nodes.iter().map(Node::peer_addr).collect();
         eventually(&format!("{what}: all know where all are"), PATIENCE, async || {
-            for node in 0..nodes.len() {
+            for (node, home) in nodes.iter().enumerate() {
                 let view = self.cluster.ops(node, "/cluster").await?;
                 let members = view["members"].as_array().cloned().unwrap_or_default();
                 let addrs = members.iter().filter_map(|member| member["gossip_addr"].as_str());
                 let found: BTreeSet<String> = addrs.map(str::to_owned).collect();
                 if found != expected {
-                    return Err(format!("{} knows {found:?}", nodes[node].name));
+                    return Err(format!("{} knows {found:?}", home.name));
                 }
             }
             Ok(())
