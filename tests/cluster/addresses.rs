@@ -76,7 +76,7 @@ async fn is_whole_again(trial: &mut Trial, what: &str, nodes: &[usize]) {
     }
     trial.assert_writable(&[0, 1, 2], what, WRITABLE_WITHIN).await;
     trial.assert_all_there(&[0, 1, 2], what).await;
-    trial.assert_all_vote(what).await;
+    trial.assert_all_vote(&[0, 1, 2], what).await;
     trial.assert_known_where_they_are(what).await;
 }
 

@@ -216,15 +216,8 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     let victim = random.random_range(0..count);
     let (paused, done) = (vec![false; count], BTreeMap::new());
     let has_slow_disks = shim.is_some();
-    let mut storm = Storm {
-        cluster: &mut cluster,
-        load: &load,
-        random,
-        paused,
-        has_slow_disks,
-        losses,
-        done,
-    };
+    let mut storm =
+        Storm { cluster: &mut cluster, load: &load, random, paused, has_slow_disks, losses, done };
     storm.rage(Duration::from_secs(seconds)).await;
     cluster.wait_ready().await;
     cluster.wait_healthy(PATIENCE).await;

@@ -46,7 +46,7 @@ async fn nothing_happens(trial: &Trial, what: &str) {
     println!("UDP is lost {what}");
     let before = trial.standing().await;
     trial.assert_ready(&[0, 1, 2], what, Trial::PAST_GIVING_UP).await;
-    trial.assert_all_vote(what).await;
+    trial.assert_all_vote(&[0, 1, 2], what).await;
     assert_eq!(trial.standing().await, before, "{what}: something was done");
     trial.assert_writable(&[0, 1, 2], what, Duration::from_secs(1)).await;
 }

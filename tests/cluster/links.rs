@@ -8,6 +8,9 @@ use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, wants_all_cases};
 /// Writes go on so soon after links were cut, or the node came back on which they depend.
 const CUT_BUDGET: Duration = Duration::from_secs(3);
 
+/// Once the way round is known, it costs a little time only.
+const LATER_BUDGET: Duration = Duration::from_secs(1);
+
 /// Where there are more nodes on the way.
 const CHAIN_BUDGET: Duration = Duration::from_secs(6);
 
@@ -31,6 +34,8 @@ enum Ways {
     Back,
     /// The first cannot dial the second; what the second dials works.
     NoDialling,
+    /// Gossip alone gets through.
+    NoTcp,
 }
 
 impl Ways {
@@ -40,6 +45,7 @@ impl Ways {
             Self::Forth => vec![Loss::of(Traffic::Any, a, b)],
             Self::Back => vec![Loss::of(Traffic::Any, b, a)],
             Self::NoDialling => vec![Loss::of(Traffic::Dialled, a, b)],
+            Self::NoTcp => Loss::between(Traffic::Tcp, a, b).into(),
         }
     }
 }
@@ -59,6 +65,7 @@ fn cases() -> Vec<Case> {
         cases.extend([
             case([0, 1], Ways::Back),
             case([0, 1], Ways::NoDialling),
+            case([0, 1], Ways::NoTcp),
             case([1, 0], Ways::NoDialling),
             case([0, 2], Ways::Both),
             case([0, 2], Ways::Forth),
@@ -66,6 +73,7 @@ fn cases() -> Vec<Case> {
             case([1, 2], Ways::Both),
             case([1, 2], Ways::Forth),
             case([1, 2], Ways::NoDialling),
+            case([1, 2], Ways::NoTcp),
             Case { before_balance: true, ..case([1, 0], Ways::Forth) },
             Case { before_balance: true, ..case([2, 1], Ways::Both) },
         ]);
@@ -81,6 +89,8 @@ async fn cut(trial: &mut Trial, case: &Case) {
     let when = if case.before_balance { ", which was restarted" } else { "" };
     let what = format!("{:?} from node{} to node{}{when}", case.ways, a + 1, b + 1);
     println!("{what}; node{} leads", roles[0] + 1);
+    // Who has lost a connection leaves it to somebody who has all.
+    let leads = if case.link.contains(&0) { third } else { roles[0] };
     if case.before_balance {
         trial.cluster.nodes[b].stop(PATIENCE).await;
         trial.cluster.restart(b).await;
@@ -88,17 +98,38 @@ async fn cut(trial: &mut Trial, case: &Case) {
     trial.cluster.network().lose(case.ways.losses(a, b));
     trial.assert_writable(&[0, 1, 2], &format!("{what}, at once"), CUT_BUDGET).await;
     trial.assert_ready(&[0, 1, 2], &what, Trial::PAST_GIVING_UP).await;
-    trial.assert_all_vote(&what).await;
-    trial.assert_writable(&[0, 1, 2], &format!("{what}, later"), CUT_BUDGET).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
+    trial.assert_writable(&[0, 1, 2], &format!("{what}, later"), LATER_BUDGET).await;
+    trial.assert_in_touch(&[0, 1, 2], &format!("{what}, later")).await;
+    if matches!(case.ways, Ways::Both | Ways::Forth | Ways::Back) {
+        assert!(trial.cluster.metrics("aegis_relayed_messages_total").await.unwrap() > 0);
+        assert_eq!(trial.cluster.leader().await, leads, "{what}");
+    }
     trial.cluster.nodes[third].stop(PATIENCE).await;
     trial.cluster.restart(third).await;
     trial.assert_writable(&[0, 1, 2], &format!("{what}, third back"), CUT_BUDGET).await;
     tokio::time::sleep(SPREAD).await;
-    trial.assert_writable(&[0, 1, 2], &format!("{what}, spread"), CUT_BUDGET).await;
+    trial.assert_writable(&[0, 1, 2], &format!("{what}, spread"), LATER_BUDGET).await;
     trial.assert_ready(&[0, 1, 2], &what, Duration::from_millis(1)).await;
     trial.cluster.network().mend();
     trial.cluster.wait_healthy(PATIENCE).await;
-    trial.assert_all_vote(&what).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
+}
+
+/// A node that only gossip tells of cannot do its work, so others lead its shards; but it is there,
+/// and keeps its votes.
+async fn no_connection_leads_to(trial: &mut Trial, node: usize) {
+    let what = format!("no TCP with node{}", node + 1);
+    let others = trial.cluster.others(node);
+    let losses = others.iter().flat_map(|other| Ways::NoTcp.losses(node, *other));
+    trial.cluster.network().lose(losses);
+    trial.assert_writable(&others, &what, CUT_BUDGET).await;
+    trial.assert_ready(&others, &what, Trial::PAST_GIVING_UP).await;
+    trial.assert_all_vote(&others, &what).await;
+    trial.cluster.network().mend();
+    trial.cluster.wait_healthy(PATIENCE).await;
+    trial.assert_writable(&[0, 1, 2], &what, CUT_BUDGET).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,6 +139,8 @@ async fn what_a_link_carried_goes_by_way_of_the_third() {
     for case in cases() {
         cut(&mut trial, &case).await;
     }
+    let leader = trial.cluster.leader().await;
+    no_connection_leads_to(&mut trial, leader).await;
     trial.assert_all_there(&[0, 1, 2], "links were cut").await;
     trial.end().await;
 }
@@ -121,7 +154,7 @@ async fn a_chain_of_five_serves_every_key_from_end_to_end() {
     let all = [0, 1, 2, 3, 4];
     trial.assert_writable(&all, "a chain", CHAIN_BUDGET).await;
     trial.assert_ready(&all, "a chain", Trial::PAST_GIVING_UP).await;
-    trial.assert_all_vote("a chain").await;
+    trial.assert_all_vote(&all, "a chain").await;
     trial.load.disturb(4, || trial.cluster.nodes[4].kill());
     trial.assert_writable(&all[..4], "a chain that lost its end", CHAIN_BUDGET).await;
     trial.cluster.restart(4).await;

@@ -107,6 +107,23 @@ impl Trial {
         );
     }
 
+    /// Each of the nodes shows what was written last, and does not call it stale.
+    pub(crate) async fn assert_in_touch(&self, nodes: &[usize], written: &str) {
+        for node in nodes {
+            for key in &self.keys {
+                let url = self.cluster.nodes[*node].url(&format!("/v1/kv/{key}"));
+                eventually("the last value, not stale", ANSWER_WITHIN, async || {
+                    let answer = self.cluster.http.get(&url).send().await.unwrap();
+                    let stale = answer.headers().get("aegis-stale").cloned();
+                    let value = answer.text().await.unwrap();
+                    let is_right = stale.is_none() && value == written;
+                    if is_right { Ok(()) } else { Err(format!("{url}: {value}, {stale:?}")) }
+                })
+                .await;
+            }
+        }
+    }
+
     async fn write(&self, node: usize, key: &str, value: &str) -> Result<(), String> {
         let url = self.cluster.nodes[node].url(&format!("/v1/kv/{key}?consistency=quorum"));
         let request = self.cluster.http.put(url).body(value.to_owned()).timeout(ANSWER_WITHIN);
@@ -150,11 +167,14 @@ impl Trial {
         .await
     }
 
-    /// Nobody was taken from the voters, and nothing was recovered from less than a majority.
-    pub(crate) async fn assert_all_vote(&self, what: &str) {
+    /// Nobody was taken from the voters, as these nodes know, and nothing was recovered from less
+    /// than a majority.
+    pub(crate) async fn assert_all_vote(&self, nodes: &[usize], what: &str) {
         self.cluster.assert_nothing_unclean(what).await;
-        for (shard, (_, _, voters)) in self.standing().await.shards {
-            assert_eq!(voters.len(), 3, "{what}: voters of shard {shard}: {voters:?}");
+        for node in nodes {
+            for shard in self.cluster.shards(*node).await.unwrap() {
+                assert_eq!(shard.voters.len(), 3, "{what}: {shard:?}");
+            }
         }
     }
 
