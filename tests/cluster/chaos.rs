@@ -198,7 +198,12 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     // Nodes are taken for gone after some seconds, or never in this time.
     let is_impatient = random.random_bool(0.5);
     let mut settings = if is_impatient {
-        json!({ "suspect_timeout": "1s", "dead_timeout": "2s", "rebalance_delay": "3s" })
+        json!({
+            "gossip_interval": "200ms",
+            "suspect_timeout": "1s",
+            "dead_timeout": "2s",
+            "rebalance_delay": "3s",
+        })
     } else {
         json!({})
     };
