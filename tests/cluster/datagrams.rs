@@ -88,13 +88,13 @@ async fn nobody_is_given_up_for_lost_datagrams() {
     let both = |node: usize| [to(node), from(node)].concat();
     let mut cases = vec![
         ("to the leader", to(leader)),
-        ("from a follower", from(one)),
         ("to two", [to(one), to(two)].concat()),
         ("70% of all", some(70)),
     ];
     if wants_all_cases() {
         cases.extend([
             ("from the leader", from(leader)),
+            ("from a follower", from(one)),
             ("between the leader and all", both(leader)),
             ("to a follower", to(one)),
             ("between a follower and all", both(one)),

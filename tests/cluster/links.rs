@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
-use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, wants_all_cases};
+use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, eventually, wants_all_cases};
 
 /// Writes go on so soon after links were cut, or the node came back on which they depend.
 const CUT_BUDGET: Duration = Duration::from_secs(3);
 
 /// Once the way round is known, it costs a little time only.
 const LATER_BUDGET: Duration = Duration::from_secs(1);
+
+/// A leader that is worse connected than another lets that one lead.
+const LED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Where there are more nodes on the way.
 const CHAIN_BUDGET: Duration = Duration::from_secs(6);
@@ -23,6 +26,9 @@ struct Case {
     ways: Ways,
     /// Whether an end of the link has only just come back, and leads nothing yet.
     before_balance: bool,
+    /// Whether it is looked for that the third leads the topology before it is restarted: for once,
+    /// since leaderships are given away seldom.
+    moves_leader: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +57,14 @@ impl Ways {
 }
 
 const fn case(link: [usize; 2], ways: Ways) -> Case {
-    Case { link, ways, before_balance: false }
+    Case { link, ways, before_balance: false, moves_leader: false }
 }
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case([0, 1], Ways::Both),
+        Case { moves_leader: true, ..case([0, 1], Ways::Both) },
         case([0, 1], Ways::Forth),
         Case { before_balance: true, ..case([0, 1], Ways::Both) },
-        case([1, 2], Ways::Back),
     ];
     if wants_all_cases() {
         cases.extend([
@@ -71,6 +76,7 @@ fn cases() -> Vec<Case> {
             case([0, 2], Ways::Forth),
             case([0, 2], Ways::Back),
             case([1, 2], Ways::Both),
+            case([1, 2], Ways::Back),
             case([1, 2], Ways::Forth),
             case([1, 2], Ways::NoDialling),
             case([1, 2], Ways::NoTcp),
@@ -89,8 +95,6 @@ async fn cut(trial: &mut Trial, case: &Case) {
     let when = if case.before_balance { ", which was restarted" } else { "" };
     let what = format!("{:?} from node{} to node{}{when}", case.ways, a + 1, b + 1);
     println!("{what}; node{} leads", roles[0] + 1);
-    // Who has lost a connection leaves it to somebody who has all.
-    let leads = if case.link.contains(&0) { third } else { roles[0] };
     if case.before_balance {
         trial.cluster.nodes[b].stop(PATIENCE).await;
         trial.cluster.restart(b).await;
@@ -101,9 +105,13 @@ async fn cut(trial: &mut Trial, case: &Case) {
     trial.assert_all_vote(&[0, 1, 2], &what).await;
     trial.assert_writable(&[0, 1, 2], &format!("{what}, later"), LATER_BUDGET).await;
     trial.assert_in_touch(&[0, 1, 2], &format!("{what}, later")).await;
-    if matches!(case.ways, Ways::Both | Ways::Forth | Ways::Back) {
+    if case.moves_leader {
         assert!(trial.cluster.metrics("aegis_relayed_messages_total").await.unwrap() > 0);
-        assert_eq!(trial.cluster.leader().await, leads, "{what}");
+        eventually("the third leads, who has all its connections", LED_WITHIN, async || {
+            let leader = trial.cluster.leader().await;
+            if leader == third { Ok(()) } else { Err(format!("node{} leads", leader + 1)) }
+        })
+        .await;
     }
     trial.cluster.nodes[third].stop(PATIENCE).await;
     trial.cluster.restart(third).await;

@@ -11,7 +11,7 @@ use super::{Cluster, Load, Network, Node, PATIENCE, Record, eventually};
 const KEYS: usize = 300;
 
 /// Writers to each shard.
-const WRITERS_PER_SHARD: usize = 2;
+const WRITERS_PER_SHARD: usize = 1;
 
 /// Pause between two looks, and before something that failed is asked for again.
 const PACE: Duration = Duration::from_millis(100);
@@ -60,11 +60,12 @@ impl Trial {
 
     /// The same with nodes that run.
     pub(crate) async fn begin(cluster: Cluster) -> Self {
-        for n in 0..KEYS {
+        let writes = (0..KEYS).map(async |n| {
             let node = n % cluster.nodes.len();
             let answer = cluster.put(node, &format!("k{n}"), &format!("v{n}")).await;
             assert_eq!(answer.status(), 201, "k{n}");
-        }
+        });
+        futures_util::future::join_all(writes).await;
         let mut keys = cluster.keys_of_shards(WRITERS_PER_SHARD + 1).await;
         let own = keys.values_mut().map(|keys| keys.pop().unwrap()).collect();
         let load = Load::on(&cluster, keys);
