@@ -8,6 +8,7 @@ mod sight {
 }
 
 #[expect(dead_code, reason = "the unit tests use more of it")]
+#[expect(clippy::unwrap_used, reason = "it is part of tests")]
 #[path = "../../src/controller/world.rs"]
 mod world;
 
