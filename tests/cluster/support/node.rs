@@ -188,6 +188,17 @@ impl Node {
         signal::kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
     }
 
+    /// Processor time that the process has taken so far (proc(5), `stat`).
+    pub(crate) fn cpu(&self) -> Duration {
+        let child = self.child.as_ref().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 =
+            fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum();
+        // The kernel's ABI has a hundred ticks a second.
+        Duration::from_millis(10 * ticks)
+    }
+
     /// SIGKILL, and the end seen.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
