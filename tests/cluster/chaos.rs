@@ -1,7 +1,7 @@
 //! Anything goes down at any time, also more than a cluster can do without; links are cut and lose
-//! some, disks are slow, and nodes come back at other addresses. What was acknowledged is there in the end, all
-//! copies are equal, and no shard was recovered from less than a majority: whoever is gone for a
-//! while has not forgotten. Then a disk dies, and everything is still there.
+//! some, disks are slow, and nodes come back at other addresses. What was acknowledged is there in
+//! the end, all copies are equal, and no shard was recovered from less than a majority: whoever is
+//! gone for a while has not forgotten. Then a disk dies, and everything is still there.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
