@@ -316,12 +316,9 @@ impl World {
         );
     }
 
-    /// Asks a node everywhere; who answers is found.
+    /// Asks a node everywhere over TCP; who answers is found.
     fn inquire(&mut self, node: NodeId) {
-        let is_answered = !self.is_down(node) && {
-            let reached = self.reached_among(self.leader, |_| true);
-            reached.contains(&node) || self.is_told_of(node)
-        };
+        let is_answered = self.reached_among(self.leader, |_| true).contains(&node);
         self.inquiries.insert(node, Inquiry { at: self.now, is_answered });
         if is_answered && let Some(process) = self.processes.get_mut(&node) {
             process.misplaced_since = None;
@@ -433,11 +430,14 @@ impl World {
         self.is_live(seat) && copy.is_some_and(|copy| copy.vouches)
     }
 
-    /// Whether the leader can know by now that the node does not serve.
+    /// Whether the leader can know by now that the node does not serve. Where no connection led to
+    /// it that could break, its last report counts for three seconds.
     fn seems_failed(&self, node: NodeId) -> bool {
         let process = &self.processes[&node];
         let silent_since = process.down_since.or(process.hung_since);
-        silent_since.is_some_and(|since| self.now >= since + STEP * 20)
+        let is_linked = self.cuts.is_empty() && process.misplaced_since.is_none();
+        let told_after = STEP * if is_linked { 20 } else { 31 };
+        silent_since.is_some_and(|since| self.now >= since + told_after)
     }
 
     pub(super) fn sight(&mut self) -> Sight {

@@ -87,6 +87,22 @@ fn nobody_is_gone_of_whom_somebody_elses_gossip_tells() {
 }
 
 #[test]
+fn what_a_node_hears_counts_also_where_only_that_node_can_dial() {
+    let mut world = World::of(5, SHARDS);
+    // The leader hears no gossip, and can dial nobody: all it has is what node2 dialled.
+    (2..=5).for_each(|other| world.cut(Way::Udp, other, 1));
+    (2..=5).for_each(|other| world.cut(Way::Dial, 1, other));
+    world.cut(Way::Dial, 5, 1);
+    for hidden in [3, 4] {
+        (1..=5).filter(|other| *other != hidden).for_each(|b| world.part(Way::Tcp, hidden, b));
+    }
+    world.run(LONG);
+    assert!(world.changes.iter().all(|change| !change.to.unclean), "{:?}", world.changes);
+    let votes = world.votes();
+    assert!(votes[2] > 0 && votes[3] > 0, "node2 hears them: {votes:?}");
+}
+
+#[test]
 fn who_answers_when_asked_is_not_gone() {
     let mut world = World::of(3, SHARDS);
     world.misplace(2);
