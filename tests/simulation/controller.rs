@@ -128,7 +128,6 @@ mod mutants {
 
     is_noticed! {
         gossip_that_decides_alone: GossipDecides;
-        connections_of_others_that_do_not_count: OthersLinksIgnored;
         a_report_that_is_no_sign_of_life: WordsIgnored;
         gossip_elsewhere_that_does_not_count: ElsewhereIgnored;
         a_silent_node_that_is_gone_unasked: GoneUnasked;

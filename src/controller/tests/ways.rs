@@ -35,6 +35,17 @@ fn lost_gossip_alone_changes_nothing() {
 }
 
 #[test]
+fn a_link_that_is_cut_where_gossip_is_lost_changes_nothing_either() {
+    let mut world = World::of(3, SHARDS);
+    for (a, b) in [(1, 2), (1, 3), (2, 3)] {
+        world.part(Way::Udp, a, b);
+    }
+    changes_nothing(&mut world, "no gossip");
+    world.part(Way::Tcp, 1, 2);
+    changes_nothing(&mut world, "and a link");
+}
+
+#[test]
 fn a_node_that_others_reach_goes_on_and_is_given_no_more_work() {
     let mut world = World::of(3, SHARDS);
     world.part(Way::Tcp, 1, 2);
