@@ -297,7 +297,7 @@ impl World {
                 assert!(self.copies[&(*seat, change.shard.0)].vouches, "not level: {context}");
             }
             for seat in from.voters.iter().filter(|seat| !to.voters.contains(seat)) {
-                assert!(!self.is_merely_unreached(*seat), "stripped: {context}");
+                assert!(!self.is_merely_misplaced(*seat), "stripped: {context}");
             }
         }
         if to.primary != from.primary {
@@ -314,15 +314,16 @@ impl World {
         self.reached_among(self.leader, |_| true).contains(&node) || self.is_told_of(node)
     }
 
-    /// Whether a member that is well is merely out of the leader's reach, and has not been asked in
-    /// vain.
-    fn is_merely_unreached(&self, seat: Seat) -> bool {
-        let node = seat.node;
-        let member = self.topology.members.get(&node);
-        let stays = member.is_some_and(|member| member.standing == Standing::Member);
-        let is_unheard = self.inquiries.get(&node).is_some_and(|inquiry| !inquiry.is_answered);
-        let is_hidden = !self.reaches(self.leader, node) && self.may_be_found(node);
-        self.is_live(seat) && stays && !is_unheard && is_hidden
+    /// Whether a member that is well has been where nobody looks for it, could be found, and has not
+    /// been asked in vain.
+    fn is_merely_misplaced(&self, seat: Seat) -> bool {
+        let Some(member) = self.topology.members.get(&seat.node) else { return false };
+        let since = self.processes[&seat.node].misplaced_since;
+        self.is_live(seat)
+            && member.standing == Standing::Member
+            && since.is_some_and(|since| self.now > since + STEP * 20)
+            && self.may_be_found(seat.node)
+            && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }
 
     /// Whether what last happened is known by now.
