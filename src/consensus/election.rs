@@ -123,10 +123,22 @@ pub(super) async fn observe(inner: Arc<Inner>) {
             changed
         });
         // What is told by the passing of time is looked at even if nothing changes.
-        if let Ok(Err(_)) = timeout(inner.config.election_timeout_min, metrics.changed()).await {
+        let change = metrics.wait_for(|then| tells_more(&now, then));
+        if let Ok(Err(_)) = timeout(inner.config.election_timeout_min, change).await {
             return;
         }
     }
+}
+
+/// Whether there is more to tell `then`. Time that passes is not: Raft publishes how long ago a
+/// majority answered whenever it is asked anything, and to look again would be to ask again.
+fn tells_more(now: &Metrics, then: &Metrics) -> bool {
+    let led = |metrics: &Metrics| (metrics.current_leader, metrics.current_term, metrics.state);
+    let applied = |metrics: &Metrics| metrics.last_applied.map(|log_id| log_id.leader_id);
+    then.running_state.is_err()
+        || led(now) != led(then)
+        || applied(now) != applied(then)
+        || now.membership_config != then.membership_config
 }
 
 /// The signs of life of a leader keep its followers from electing another. One that has no

@@ -405,7 +405,7 @@ impl Replica {
         slot.waiting.remove(&wait.ticket);
     }
 
-    /// Visits live entries of one shard under its lock, as [`store::Table::scan`] does.
+    /// Visits live entries of one shard under its lock, as [`crate::store::Table::scan`] does.
     pub fn scan(
         &self,
         shard: ShardId,

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod addresses;
 mod birth;
 mod chaos;
 mod datagrams;
@@ -19,9 +20,7 @@ mod partition;
 mod races;
 mod readiness;
 mod refusals;
-mod relay;
 mod removal;
 mod serving;
 mod support;
-mod whereabouts;
 mod woken;

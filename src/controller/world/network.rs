@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::World;
+use super::{Inquiry, World};
 use crate::topology::NodeId;
 
 /// A way by which nodes hear of each other.
@@ -16,6 +16,9 @@ pub(in super::super) enum Way {
     /// Gossip; what a node hears it tells those who hear it.
     Udp,
 }
+
+/// How long it takes to ask a node everywhere.
+const INQUIRY_TAKES: Duration = Duration::from_secs(1);
 
 impl World {
     /// A node is at another address, and nobody knows.
@@ -120,5 +123,23 @@ impl World {
         let reached = self.reached_from(self.leader);
         let tells = |by: &NodeId| *by != node && self.has_for_alive(*by, node);
         !self.is_down(node) && (reached.contains(&node) || reached.iter().any(tells))
+    }
+
+    /// Begins to ask a node everywhere over TCP.
+    pub(super) fn ask(&mut self, node: NodeId) {
+        self.asked.entry(node).or_insert(self.now);
+    }
+
+    /// Who answers is found.
+    pub(super) fn hear_answers(&mut self) {
+        let now = self.now;
+        let asked = self.asked.extract_if(.., |_, since| now >= *since + INQUIRY_TAKES);
+        for (node, at) in asked.collect::<Vec<_>>() {
+            let is_answered = self.reached_among(self.leader, |_| true).contains(&node);
+            self.inquiries.insert(node, Inquiry { at, is_answered });
+            if is_answered && let Some(process) = self.processes.get_mut(&node) {
+                process.misplaced_since = None;
+            }
+        }
     }
 }
