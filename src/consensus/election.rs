@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ServerState;
+use openraft::error::Fatal;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::canvass::Standing;
@@ -98,25 +99,28 @@ impl Inner {
 }
 
 /// Publishes who leads, logs changes of leader and voters, and quiets a leader without majority.
+/// Where Raft ends by itself, whatever ended it, the node is told to.
 pub(super) async fn observe(inner: Arc<Inner>) {
+    let fatal = observe_to_the_end(&inner).await;
+    inner.store.fail(&inner.ended(fatal));
+}
+
+async fn observe_to_the_end(inner: &Arc<Inner>) -> Fatal<NodeId> {
     let mut metrics = inner.raft.metrics();
     let mut seen = Seen::default();
     let began = Instant::now();
     loop {
         let now = metrics.borrow_and_update().clone();
         if let Err(fatal) = &now.running_state {
-            if !matches!(fatal, openraft::error::Fatal::Stopped) {
-                inner.store.fail(&inner.ended(fatal.clone()));
-            }
-            return;
+            return fatal.clone();
         }
         let Some(Standing { confirmed: heard, .. }) = inner.standing().await else {
-            return;
+            return Fatal::Panicked;
         };
         let lost_after = inner.quorum_lost_after();
         let next = Leadership::of(&now, &inner.leadership.borrow(), heard, lost_after);
-        quiet_without_majority(&inner, &now, heard.unwrap_or(began));
-        seen.tell(&inner, &now, &next);
+        quiet_without_majority(inner, &now, heard.unwrap_or(began));
+        seen.tell(inner, &now, &next);
         inner.leadership.send_if_modified(|present| {
             let changed = *present != next;
             *present = next;
@@ -125,7 +129,7 @@ pub(super) async fn observe(inner: Arc<Inner>) {
         // What is told by the passing of time is looked at even if nothing changes.
         let change = metrics.wait_for(|then| tells_more(&now, then));
         if let Ok(Err(_)) = timeout(inner.config.election_timeout_min, change).await {
-            return;
+            return Fatal::Panicked;
         }
     }
 }

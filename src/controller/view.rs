@@ -95,9 +95,11 @@ impl<'a> View<'a> {
         self.configuration(shard).has_quorum(Copies::Majority, is_near)
     }
 
-    /// Whether the seat may remember: it is its node's present life, and that is not gone.
+    /// Whether the seat may remember: it is its node's present life, and that is not gone, or may
+    /// merely hang.
     pub(super) fn may_remember(&self, seat: Seat) -> bool {
-        self.topology.is_present(seat) && !self.nodes.get(&seat.node).is_some_and(Node::is_gone)
+        let has_ended = |node: &Node<'_>| node.is_gone() && !node.assessment.may_hang;
+        self.topology.is_present(seat) && !self.nodes.get(&seat.node).is_some_and(has_ended)
     }
 
     /// Whether the seat is the present life of a live member.

@@ -321,7 +321,7 @@ impl World {
         let since = self.processes[&seat.node].misplaced_since;
         self.is_live(seat)
             && member.standing == Standing::Member
-            && since.is_some_and(|since| self.now > since + STEP * 20)
+            && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
             && self.may_be_found(seat.node)
             && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }

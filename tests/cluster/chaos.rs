@@ -235,7 +235,7 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     println!("{} operations, {failed} without success", record.ops.len());
     // Many fail at once, where a majority is down; the others are what is checked.
     assert!(
-        record.ops.len() - failed > 10 * usize::try_from(seconds).unwrap(),
+        record.ops.len() - failed > usize::try_from(seconds).unwrap(),
         "hardly anything worked"
     );
     a_disk_dies(&mut cluster, victim).await;

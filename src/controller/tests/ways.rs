@@ -125,6 +125,20 @@ fn who_answers_when_asked_is_not_gone() {
 }
 
 #[test]
+fn nodes_that_take_connections_and_say_nothing_may_remember() {
+    let mut world = World::of(5, SHARDS);
+    world.hang(4);
+    world.hang(5);
+    world.run(LONG);
+    assert!(world.changes.iter().all(|change| !change.to.unclean));
+    assert!(world.notes.iter().any(|note| matches!(note, Note::Withheld { .. })));
+    world.kill(4);
+    world.kill(5);
+    world.run(LONG);
+    assert!(world.changes.iter().any(|change| change.to.unclean), "they have ended");
+}
+
+#[test]
 fn shards_whose_voters_are_only_heard_of_are_not_recovered_and_that_is_said() {
     let mut world = World::of(5, SHARDS);
     for (a, b) in [(1, 4), (1, 5), (2, 4), (2, 5), (3, 4), (3, 5)] {

@@ -135,8 +135,11 @@ impl World {
         let now = self.now;
         let asked = self.asked.extract_if(.., |_, since| now >= *since + INQUIRY_TAKES);
         for (node, at) in asked.collect::<Vec<_>>() {
-            let is_answered = self.reached_among(self.leader, |_| true).contains(&node);
-            self.inquiries.insert(node, Inquiry { at, is_answered });
+            let reached = self.reached_among(self.leader, |_| true);
+            let is_answered = reached.contains(&node);
+            let may_hang = self.processes[&node].hung_since.is_some()
+                && reached.iter().any(|by| self.are_linked(*by, node));
+            self.inquiries.insert(node, Inquiry { at, is_answered, may_hang });
             if is_answered && let Some(process) = self.processes.get_mut(&node) {
                 process.misplaced_since = None;
             }
