@@ -21,6 +21,7 @@ pub(crate) use network::{Cut, Network};
 pub(crate) use node::Node;
 pub(crate) use record::{Disturbance, Record};
 pub(crate) use trial::{Trial, wants_all_cases};
+pub(crate) use view::Shard;
 
 /// Longest wait for a cluster to be born, or to be whole again, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
