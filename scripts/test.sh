@@ -65,6 +65,28 @@ tests() {
 }
 export -f tests
 
+# Builds what later parts need, in time that nothing else wants: tests of clusters mostly wait. Such
+# a part waits for its build, or makes it itself if there is none.
+build_ahead() {
+    ahead cargo test --locked --no-run --profile simulation --features mutations --test simulation
+    ahead scripts/dist.sh build
+    [[ ! -f fuzz/Cargo.toml ]] || RUSTC_BOOTSTRAP=1 ahead cargo fuzz build
+}
+
+# ahead COMMAND...: in a session of its own, since the kernel weighs sessions against each other.
+ahead() {
+    setsid bash -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec chrt --idle 0 "$@"' - "$@" \
+        >>"$logs/ahead.log" 2>&1 &
+    echo $! >"$logs/ahead.pid"
+    wait $!
+}
+
+end_build_ahead() {
+    kill "$builder" 2>/dev/null
+    [[ ! -f $logs/ahead.pid ]] || kill -- "-$(<"$logs/ahead.pid")" 2>/dev/null
+    rm -f "$logs/ahead.pid"
+}
+
 # All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones, and for the
 # simulation, which is built apart.
 integration_tests() {
@@ -100,9 +122,11 @@ dependency_checks() {
 # Packages, real hosts and monitoring, where such tests are.
 ops_tests() {
     local folder
+    # The first builds what is packed.
+    local -A limits=([packages]=1500 [hosts]=600 [monitoring]=600)
     for folder in packages hosts monitoring; do
         compgen -G "tests/ops/$folder/test_*.py" >/dev/null || continue
-        part "$folder" 1500 tests/ops/run.sh "$folder"
+        part "$folder" "${limits[$folder]}" tests/ops/run.sh "$folder"
     done
 }
 
@@ -147,7 +171,16 @@ mkdir -p "$logs"
 static_checks
 if [[ ${1:-all} != check ]]; then
     part unit 1500 bash -c 'tests --lib --bins --test tidy'
-    part integration 3300 bash -c 'tests "$@"' tests $(integration_tests)
+    # What is timed comes first, with nothing beside it.
+    timed=()
+    if cargo nextest --version >/dev/null 2>&1; then
+        timed=(-E 'not (binary(cluster) and test(/^failover::/))')
+        part failover 1200 bash -c 'tests "$@"' tests --test cluster -E 'test(/^failover::/)'
+    fi
+    build_ahead &
+    builder=$!
+    trap end_build_ahead EXIT
+    part integration 3300 bash -c 'tests "$@"' tests $(integration_tests) "${timed[@]}"
     # Optimised, since it runs thousands of histories; with the rules that can be broken on purpose.
     part simulation 2100 env AEGIS_SEEDS="${AEGIS_SEEDS:-5000}" bash -c 'tests "$@"' tests \
         --cargo-profile simulation --features mutations --test simulation --success-output final
