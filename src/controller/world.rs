@@ -314,14 +314,14 @@ impl World {
         self.reached_among(self.leader, |_| true).contains(&node) || self.is_told_of(node)
     }
 
-    /// Whether a member that is well has been where nobody looks for it, could be found, and has not
-    /// been asked in vain.
+    /// Whether a member that is well is where nobody looks for it, and was not asked in vain.
     fn is_merely_misplaced(&self, seat: Seat) -> bool {
         let Some(member) = self.topology.members.get(&seat.node) else { return false };
         let since = self.processes[&seat.node].misplaced_since;
         self.is_live(seat)
             && member.standing == Standing::Member
             && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
+            && !self.reaches(self.leader, seat.node)
             && self.may_be_found(seat.node)
             && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }
