@@ -309,19 +309,16 @@ impl World {
         }
     }
 
-    /// Whether somebody could tell the leader of a node, or it could be found if it was asked.
-    fn may_be_found(&self, node: NodeId) -> bool {
-        self.reached_among(self.leader, |_| true).contains(&node) || self.is_told_of(node)
-    }
-
     /// Whether a member that is well is where nobody looks for it, and was not asked in vain.
     fn is_merely_misplaced(&self, seat: Seat) -> bool {
         let Some(member) = self.topology.members.get(&seat.node) else { return false };
         let since = self.processes[&seat.node].misplaced_since;
+        // What it says, by connections of its own, is a sign of life for three seconds.
+        let spoke = self.reports.get(&seat.node).map(|report| report.at + STEP * 31);
         self.is_live(seat)
             && member.standing == Standing::Member
             && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
-            && !self.reaches(self.leader, seat.node)
+            && spoke < Some(self.now)
             && self.may_be_found(seat.node)
             && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }

@@ -118,6 +118,11 @@ impl World {
             || members().any(|third| self.hears(node, *third) && self.hears(*third, other))
     }
 
+    /// Whether somebody could tell the leader of a node, or it could be found if it was asked.
+    pub(super) fn may_be_found(&self, node: NodeId) -> bool {
+        self.reached_among(self.leader, |_| true).contains(&node) || self.is_told_of(node)
+    }
+
     /// Whether any way tells the leader that a node lives.
     pub(in super::super) fn is_told_of(&self, node: NodeId) -> bool {
         let reached = self.reached_from(self.leader);
