@@ -161,7 +161,7 @@ impl Storm<'_> {
     fn apart(&self, taken: Option<usize>) -> usize {
         let count = self.paused.len();
         let is_up = |node: usize| {
-            self.cluster.nodes[node].is_running() && !self.paused[node] && Some(node) != taken
+            self.cluster.nodes[node].has_begun() && !self.paused[node] && Some(node) != taken
         };
         let losses = self.losses.as_deref().unwrap_or_default();
         let is_cut = |a: usize, b: usize| losses.iter().any(|loss| loss.cuts(a, b));

@@ -181,6 +181,11 @@ impl Node {
         }
     }
 
+    /// Whether it runs, and has come so far as to serve.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.is_running() && self.log_since(self.started_at).contains("serving clients")
+    }
+
     /// How the process ended, if it did so by itself.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         let child = self.child.as_mut().expect("the node was started");
