@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes what is published, into dist/: packages for Debian and for RPM, debug symbols apart, a
 # tarball, a container image, the bill of materials, checksums. `dist.sh build` builds the program
-# alone, `dist.sh package` does the rest with it as it was built last. Same commit, same tools: same bytes, wherever the tree lies.
+# alone, `dist.sh package` does the rest with it as it was built last. Same commit, same tools: same
+# bytes, wherever the tree lies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

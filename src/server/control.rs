@@ -148,7 +148,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             // What may lose writes is said before it can take place: this node may never hear whether
             // it did.
             let (grave, others): (Vec<Note>, Vec<Note>) =
-                plan.notes.iter().cloned().partition(|note| matches!(note, Note::Recovered { .. }));
+                plan.notes.into_iter().partition(|note| matches!(note, Note::Recovered { .. }));
             if grave != told {
                 grave.iter().for_each(tell);
                 told = grave;
@@ -158,7 +158,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
                 let before = topology.clone();
                 match cluster.consensus().propose(command.clone(), COMMAND_PATIENCE).await {
                     Ok(Outcome::Configured(0)) => took_place = false,
-                    Ok(_) => failovers.begin(&cluster, &before, &sight, &command, &plan.notes),
+                    Ok(_) => failovers.begin(&cluster, &before, &sight, &command, &others),
                     Err(error) => {
                         tracing::debug!(%error, "a plan did not take place");
                         took_place = false;

@@ -261,7 +261,7 @@ impl Shard {
         else {
             return;
         };
-        let mut stalled: Vec<Seat> = Vec::new();
+        let mut stalled = Vec::new();
         let mut missed = 0;
         for (seat, progress) in &mut primary.copies {
             if progress.acked >= last {

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::support::{Cluster, Load, Loss, Network, PATIENCE, Traffic, slow_disk};
+use crate::support::{Cluster, Load, Loss, Network, PATIENCE, Traffic, impatient, slow_disk};
 
 /// How long it goes on, unless `AEGIS_CHAOS_SECONDS` says otherwise.
 const SECONDS: u64 = 20;
@@ -197,16 +197,7 @@ async fn whatever_goes_down_nothing_acknowledged_is_lost() {
     let count = if random.random_ratio(1, FIVE_NODES_OF) { 5 } else { 3 };
     // Nodes are taken for gone after some seconds, or never in this time.
     let is_impatient = random.random_bool(0.5);
-    let mut settings = if is_impatient {
-        json!({
-            "gossip_interval": "200ms",
-            "suspect_timeout": "1s",
-            "dead_timeout": "2s",
-            "rebalance_delay": "3s",
-        })
-    } else {
-        json!({})
-    };
+    let mut settings = if is_impatient { impatient() } else { json!({}) };
     settings["wal_mode"] = if random.random_bool(0.3) { "sync".into() } else { "async".into() };
     println!("AEGIS_CHAOS_SEED={seed}: {count} nodes, {settings}");
     let network = Network::for_test("chaos of the network", count);

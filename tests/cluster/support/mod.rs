@@ -23,6 +23,17 @@ pub(crate) use record::{Disturbance, Record};
 pub(crate) use trial::{Trial, wants_all_cases};
 pub(crate) use view::Shard;
 
+/// Settings with which who is down for seconds is taken for gone, and a shard without a majority
+/// recovered.
+pub(crate) fn impatient() -> serde_json::Value {
+    serde_json::json!({
+        "gossip_interval": "200ms",
+        "suspect_timeout": "1s",
+        "dead_timeout": "2s",
+        "rebalance_delay": "3s",
+    })
+}
+
 /// Longest wait for a cluster to be born, or to be whole again, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
