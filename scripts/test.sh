@@ -41,9 +41,10 @@ count() {
         }
         /^ *Summary \[/ || /^test result: / || /^total: / {
             seen = 1
-            p += add("passed"); s += add("skipped") + add("ignored")
-            f += add("failed") + add("timed out") + add("exec failed")
+            p += add("passed"); f += add("failed") + add("timed out") + add("exec failed")
         }
+        # What nextest skips was not asked for, or is told at the end as ignored.
+        /^total: / { s += add("skipped") }
         # pytest
         /^=+ .* in [0-9.]+s/ {
             seen = 1
@@ -150,9 +151,10 @@ fuzz_targets() {
 
 # Tests marked as ignored, with the reason that stands beside the mark.
 say_ignored() {
-    grep -rnE --include='*.rs' '#\[ignore' src tests | while IFS=: read -r file line mark; do
-        printf 'SKIP %s:%s: %s\n' "$file" "$line" "$(sed -E 's/.*= *"(.*)".*/\1/' <<<"$mark")"
-    done
+    local file line mark
+    while IFS=: read -r file line mark; do
+        skip "$file:$line" "$(sed -E 's/.*= *"(.*)".*/\1/' <<<"$mark")"
+    done < <(grep -rnE --include='*.rs' '#\[ignore' src tests)
 }
 
 # The names of what failed, and how each complained, once more where the totals stand.
