@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use super::*;
 
 #[tokio::test]
@@ -189,14 +191,36 @@ async fn a_knock_says_what_went_wrong() {
     let (one, two) = (member(1).start().await, member(2).start().await);
     let myself = one.knock(&one.addr(), WHO, b"").await;
     assert!(matches!(myself, Err(KnockError::Myself)), "{myself:?}");
-    for nowhere in ["127.0.0.1:1", "no.such.host.invalid:7701", "nonsense"] {
-        let unreachable = one.knock(nowhere, WHO, b"").await;
-        assert!(matches!(unreachable, Err(KnockError::Unreachable(_))), "{unreachable:?}");
+    let unreachable = one.knock("127.0.0.1:1", WHO, b"").await;
+    assert!(matches!(unreachable, Err(KnockError::Unreachable(_))), "{unreachable:?}");
+    for nowhere in ["no.such.host.invalid:7701", "nonsense"] {
+        let unresolved = one.knock(nowhere, WHO, b"").await;
+        assert!(matches!(unresolved, Err(KnockError::Unresolved(_))), "{unresolved:?}");
     }
     let brief = Duration::from_millis(50);
     let late = one.transport.call_addr(&two.addr(), NEVER, b"", brief).await;
     assert!(matches!(late, Err(KnockError::TimedOut)), "{late:?}");
     assert_eq!((one.counts(), two.counts()), (BTreeMap::new(), BTreeMap::new()));
+}
+
+/// Whose connections are taken and who says nothing may hang; a host that is off takes none.
+#[tokio::test]
+async fn who_takes_a_connection_and_says_nothing_is_told_from_who_takes_none() {
+    let one = member(1).start().await;
+    let brief = Duration::from_millis(200);
+    let listener = TcpSocket::new_v4().unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let _listener = listener.listen(1).unwrap();
+    let silent = one.transport.call_addr(&addr.to_string(), WHO, b"", brief).await;
+    assert!(matches!(silent, Err(KnockError::TimedOut)), "{silent:?}");
+    // It takes no more: what comes in then is dropped, as by a host that is off.
+    let mut waiting = Vec::new();
+    while let Ok(taken) = timeout(brief, TcpStream::connect(addr)).await {
+        waiting.push(taken);
+    }
+    let off = one.transport.call_addr(&addr.to_string(), WHO, b"", brief).await;
+    assert!(matches!(off, Err(KnockError::Unreachable(_))), "{off:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
