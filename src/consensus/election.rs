@@ -109,14 +109,18 @@ async fn observe_to_the_end(inner: &Arc<Inner>) -> Fatal<NodeId> {
     let mut metrics = inner.raft.metrics();
     let mut seen = Seen::default();
     let began = Instant::now();
+    let mut heard = None;
     loop {
         let now = metrics.borrow_and_update().clone();
         if let Err(fatal) = &now.running_state {
             return fatal.clone();
         }
-        let Some(Standing { confirmed: heard, .. }) = inner.standing().await else {
-            return Fatal::Panicked;
-        };
+        match timeout(inner.config.election_timeout_min, inner.standing()).await {
+            Ok(Some(standing)) => heard = standing.confirmed,
+            Ok(None) => return Fatal::Panicked,
+            // It waits for its disk. Who has heard from no majority leads no more all the same.
+            Err(_elapsed) => {}
+        }
         let lost_after = inner.quorum_lost_after();
         let next = Leadership::of(&now, &inner.leadership.borrow(), heard, lost_after);
         quiet_without_majority(inner, &now, heard.unwrap_or(began));

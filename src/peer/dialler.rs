@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::addresses::{Addresses, News, Source};
 use super::calls::Calls;
@@ -31,6 +31,9 @@ use crate::topology::NodeId;
 
 /// How often what pings have measured is published.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who cannot be dialled for so long, and yet keeps a connection to this node, is told of.
+const ONE_WAY_AFTER: Duration = Duration::from_secs(3);
 
 /// A connection that lasted this long starts the pauses from the shortest again.
 const STEADY_AFTER: Duration = Duration::from_secs(1);
@@ -55,6 +58,14 @@ pub(super) struct Dialler {
     /// It says that it is elsewhere now.
     moved: Notify,
     removed: CancellationToken,
+    one_way: Mutex<OneWay>,
+}
+
+/// Dialling the node is in vain, and yet its own connection stands.
+#[derive(Debug, Default)]
+struct OneWay {
+    since: Option<Instant>,
+    is_told: bool,
 }
 
 impl fmt::Debug for Dialler {
@@ -84,6 +95,7 @@ impl Dialler {
             woken: Notify::new(),
             moved: Notify::new(),
             removed: CancellationToken::new(),
+            one_way: Mutex::default(),
         }
     }
 
@@ -209,6 +221,7 @@ impl Dialler {
         match opened {
             Ok((stream, agreed)) => {
                 self.addresses.lock().works(&addr);
+                *self.one_way.lock() = OneWay::default();
                 self.keep(shared, standing, stream, agreed, &addr).await
             }
             Err(error) => {
@@ -220,7 +233,10 @@ impl Dialler {
                     OpenError::Failure(Failure::Told(refusal)) => {
                         shared.told(*refusal, &addr, &whom);
                     }
-                    other => debug!("cannot connect to {whom}: {other}"),
+                    other => {
+                        debug!("cannot connect to {whom}: {other}");
+                        self.tell_one_way(shared, &whom, other);
+                    }
                 }
                 let why = error.down();
                 // What an address says at which it once was tells nothing of the node.
@@ -234,6 +250,22 @@ impl Dialler {
                 };
                 Outcome::Down { why, lasted: Duration::ZERO, again }
             }
+        }
+    }
+
+    /// Says once that nobody can be dialled at the node's address though its own connection stands.
+    fn tell_one_way(&self, shared: &Shared, whom: &str, error: &OpenError) {
+        let mut one_way = self.one_way.lock();
+        if !shared.ways_back.lock().contains_key(&self.node) {
+            *one_way = OneWay::default();
+            return;
+        }
+        let since = *one_way.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ONE_WAY_AFTER && !std::mem::replace(&mut one_way.is_told, true) {
+            warn!(
+                "{whom} cannot be dialled ({error}), though it keeps a connection to this node, \
+                 which serves both; open TCP to that address, or correct its gossip_advertise_addr"
+            );
         }
     }
 

@@ -135,6 +135,21 @@ async fn a_leader_of_the_topology_whose_disk_is_slow_leads_nothing_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_waits_for_its_disk_knows_that_its_majority_is_gone() {
+    let Some(mut cluster) = on_disks("a leader that waits for its disk").await else { return };
+    let leader = cluster.leader().await;
+    cluster.nodes[leader].set_fsync(SLOW_START);
+    for other in cluster.others(leader) {
+        cluster.nodes[other].kill();
+    }
+    eventually("it leads no more", SLOW_START / 2, async || {
+        let view = cluster.ops(leader, "/cluster").await?;
+        view["leader"].is_null().then_some(()).ok_or_else(|| format!("{view}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voters_that_are_slow_to_start_are_waited_for() {
     let Some(shim) = slow_disk("voters that are slow to start") else { return };
     let mut settings = impatient();

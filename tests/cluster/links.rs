@@ -181,10 +181,13 @@ async fn where_two_are_left_and_one_can_dial_its_connection_serves_both() {
     trial.assert_writable(&[leader, other], "two are left", CUT_BUDGET).await;
     for [from, to] in [[leader, other], [other, leader]] {
         let what = format!("of two left node{} cannot dial", from + 1);
+        let mark = trial.cluster.nodes[from].log_mark();
         trial.cluster.network().lose(Ways::NoDialling.losses(from, to));
         trial.assert_writable(&[leader, other], &what, CUT_BUDGET).await;
         trial.assert_ready(&[leader, other], &what, Trial::PAST_GIVING_UP).await;
         trial.assert_writable(&[leader, other], &format!("{what}, later"), LATER_BUDGET).await;
+        let of_it = |line: &str| line.contains("cannot be dialled");
+        trial.cluster.wait_log(from, mark, "what to open", PATIENCE, of_it).await;
         trial.cluster.network().mend();
     }
     trial.cluster.restart(third).await;
