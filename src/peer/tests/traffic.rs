@@ -117,12 +117,7 @@ async fn frames_up_to_the_largest_arrive_whole_and_larger_ones_are_dropped() {
     let largest = FRAME_BYTES_MAX - 6;
     assert!(!one.send(2, 1, &vec![0; largest + 1]));
     // It has the whole outbox to itself, and a ping may be on its way out.
-    let sent = async {
-        while !one.send(2, 1, &vec![7; largest]) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(LONG, sent).await.unwrap();
+    one.send_soon(2, 1, &vec![7; largest]).await;
     let frames = two.inbox.frames(4).await;
     assert_eq!(frames[3].2.len(), 67_108_858);
     assert!(one.link(2).unwrap().is_up());
@@ -272,7 +267,9 @@ async fn where_only_the_other_side_can_dial_its_connection_serves_both() {
     assert_eq!(one.call(2, ECHO, b"a").await, Err(CallError::NotSent));
     two.dial(&[(1, &one.addr())]);
     two.until_up(1).await;
-    for n in 0..100_u8 {
+    // The side that dialled has its connection a moment before the other.
+    one.send_soon(2, 7, &[0]).await;
+    for n in 1..100_u8 {
         assert!(one.send(2, 7, &[n]));
     }
     assert_eq!(one.call(2, COUNT, b"").await, Ok(Bytes::from_static(b"100")), "in their order");
