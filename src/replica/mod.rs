@@ -275,7 +275,7 @@ impl Replica {
             };
             self.make_room(growth, now, work)?;
         }
-        if size > 0 && self.budget().would_pass_watermark(size) {
+        if size > 0 && self.budget().would_pass_watermark(size) && self.evicts() {
             let shard = self.placement().shard_of(key.as_bytes());
             self.evict_spares.store(usize::from(shard.0), Ordering::Relaxed);
         }

@@ -65,7 +65,8 @@ impl Replica {
     }
 
     /// Evicts until the node is below its high watermark or `bytes` are free again, going from
-    /// shard to shard of those that this node leads, but the one written last. Returns the bytes that came free.
+    /// shard to shard of those that this node leads, but the one written last. Returns the bytes
+    /// that came free.
     ///
     /// # Errors
     /// When the log has failed.
