@@ -493,7 +493,8 @@ impl World {
         let down = process.down_since.or(process.hung_since);
         let cut = self.cuts.iter().filter(|((way, ..), _)| *way == Way::Udp).map(|(_, at)| *at);
         let unfound = process.slandered_since.max(process.misplaced_since);
-        [down, cut.max(), unfound].into_iter().flatten().max().or(Some(self.now))
+        // Whatever is cut after it went down makes nobody hear it once more.
+        down.or(cut.max().max(unfound)).or(Some(self.now))
     }
 
     fn report(&self, node: NodeId, members: &[NodeId]) -> Report {
