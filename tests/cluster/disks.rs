@@ -1,7 +1,7 @@
 //! A disk that is slow, or stuck: who waits for it leads nothing while others can, and who is slow to
 //! start for it has not forgotten.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -19,6 +19,9 @@ const SLOW_START: Duration = Duration::from_secs(16);
 
 /// Who is gone would be given up by then.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(14);
+
+/// `drain_timeout`, five seconds for the topology, and some fsyncs.
+const STOPPED_WITHIN: Duration = Duration::from_secs(26);
 
 /// How long it is watched how quick writes are when others lead.
 const WATCHED: Duration = Duration::from_secs(6);
@@ -147,6 +150,35 @@ async fn a_leader_that_waits_for_its_disk_knows_that_its_majority_is_gone() {
         view["leader"].is_null().then_some(()).ok_or_else(|| format!("{view}"))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_waits_for_its_disk_and_for_others_stops_in_time() {
+    let Some(shim) = slow_disk("a stop on a slow disk") else { return };
+    let settings = json!({ "wal_mode": "sync", "drain_timeout": "1s" });
+    let mut cluster = Cluster::lay_out(3, settings).await;
+    cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
+    let mut cluster = cluster.started().await;
+    let load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let node = cluster.leader().await;
+    cluster.nodes[node].set_fsync(SLOW);
+    for other in cluster.others(node) {
+        cluster.nodes[other].kill();
+    }
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let (mark, began) = (cluster.nodes[node].log_mark(), Instant::now());
+    cluster.nodes[node].stop(STOPPED_WITHIN).await;
+    println!("stopped after {:?}", began.elapsed());
+    let log = cluster.nodes[node].log_since(mark);
+    assert!(!log.contains("stood still"), "{log}");
+    let record = load.stop().await;
+    cluster.nodes[node].set_fsync(Duration::ZERO);
+    for node in 0..3 {
+        cluster.nodes[node].spawn();
+    }
+    cluster.wait_ready().await;
+    record.assert_nothing_lost(&cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
