@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 logs=target/test-logs
 passed=0 failed=0 skipped=0
-broken=()
+broken=() times=()
 
 # part NAME SECONDS COMMAND...: runs one part within its time and adds its counts.
 part() {
@@ -22,6 +22,7 @@ part() {
     ((counts[1] > 0)) && broken+=("$name")
     printf -- '--- %s: %d passed, %d failed, %d skipped in %d s\n' \
         "$name" "${counts[@]}" $((SECONDS - began))
+    times+=("$name $((SECONDS - began)) s")
 }
 
 # skip NAME REASON: one line, counted.
@@ -198,6 +199,7 @@ dependency_checks
 
 printf '\n'
 ((${#broken[@]} == 0)) || say_failed
-printf 'took %d min %d s\n' $((SECONDS / 60)) $((SECONDS % 60))
+printf -v all ', %s' "${times[@]}"
+printf 'took %d min %d s: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "${all#, }"
 printf 'total: %d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))
