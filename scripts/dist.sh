@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes what is published, into dist/: packages for Debian and for RPM, debug symbols apart, a
-# tarball, a container image, the bill of materials, checksums. `dist.sh package` does so from the
-# program as it was built last. Same commit, same tools: same bytes, wherever the tree lies.
+# tarball, a container image, the bill of materials, checksums. `dist.sh build` builds the program
+# alone, `dist.sh package` does the rest with it as it was built last. Same commit, same tools: same
+# bytes, wherever the tree lies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,7 @@ umask 022
 
 main() {
     [[ ${1:-} == package ]] || build
+    [[ ${1:-} != build ]] || return 0
     rm -rf dist
     stage
     debian_packages

@@ -57,8 +57,6 @@ pub enum Mutation {
     ReadIndexUnconfirmed,
     /// Whom gossip does not hear has failed, whatever connections say.
     GossipDecides,
-    /// Connections of other members are no way to a node.
-    OthersLinksIgnored,
     /// That a node's report came does not show that there is a way.
     WordsIgnored,
     /// What gossip says elsewhere does not count.

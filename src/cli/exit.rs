@@ -1,7 +1,8 @@
 //! How a command ends: its exit code, and what standard error says on the way out.
 //!
 //! Invariant: results go to standard output, everything else to standard error; a reader that
-//! closes the pipe early is no failure.
+//! closes that pipe early is no failure. A connection that breaks is one, whatever the system calls
+//! it.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -34,7 +35,7 @@ pub(crate) fn code(result: anyhow::Result<Exit>) -> ExitCode {
         Ok(Exit::Done) => ExitCode::SUCCESS,
         Ok(Exit::Failed) => ExitCode::from(1),
         Ok(Exit::NotFound) => ExitCode::from(3),
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             last_words(format!("aegiskv: {}", in_words(&error)));
             ExitCode::from(failure(&error))
@@ -59,8 +60,34 @@ pub(crate) fn note(text: impl Display) {
 }
 
 /// Standard output, buffered; flush it before leaving.
-pub(crate) fn output() -> io::BufWriter<io::StdoutLock<'static>> {
-    io::BufWriter::new(io::stdout().lock())
+pub(crate) fn output() -> io::BufWriter<Output> {
+    io::BufWriter::new(Output(io::stdout().lock()))
+}
+
+/// Standard output, whose errors can be told from those of connections.
+#[derive(Debug)]
+pub(crate) struct Output(io::StdoutLock<'static>);
+
+/// Whoever read standard output does so no more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+struct ReaderGone;
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_reader)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_reader)
+    }
+}
+
+fn of_reader(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::BrokenPipe => io::Error::new(kind, ReaderGone),
+        _ => error,
+    }
 }
 
 /// An error and its causes, each told once.
@@ -75,12 +102,10 @@ pub(crate) fn in_words(error: &anyhow::Error) -> String {
     words
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let of_output =
+        |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<ReaderGone>());
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(of_output))
 }
 
 #[cfg(test)]
@@ -98,9 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_pipe_is_found_under_its_context() {
-        let error = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("list");
-        assert!(is_broken_pipe(&error));
-        assert!(!is_broken_pipe(&anyhow::anyhow!("broken pipe")));
+    fn a_reader_that_is_gone_is_found_under_its_context_and_a_broken_connection_is_a_failure() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let of_list = |error: io::Error| anyhow::Error::new(error).context("list");
+        assert!(is_reader_gone(&of_list(of_reader(broken()))));
+        assert!(!is_reader_gone(&of_list(broken())));
+        assert!(!is_reader_gone(&of_list(of_reader(io::Error::other("full")))));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ServerState;
+use openraft::error::Fatal;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::canvass::Standing;
@@ -98,35 +99,54 @@ impl Inner {
 }
 
 /// Publishes who leads, logs changes of leader and voters, and quiets a leader without majority.
+/// Where Raft ends by itself, whatever ended it, the node is told to.
 pub(super) async fn observe(inner: Arc<Inner>) {
+    let fatal = observe_to_the_end(&inner).await;
+    inner.store.fail(&inner.ended(fatal));
+}
+
+async fn observe_to_the_end(inner: &Arc<Inner>) -> Fatal<NodeId> {
     let mut metrics = inner.raft.metrics();
     let mut seen = Seen::default();
     let began = Instant::now();
+    let mut heard = None;
     loop {
         let now = metrics.borrow_and_update().clone();
         if let Err(fatal) = &now.running_state {
-            if !matches!(fatal, openraft::error::Fatal::Stopped) {
-                inner.store.fail(&inner.ended(fatal.clone()));
-            }
-            return;
+            return fatal.clone();
         }
-        let Some(Standing { confirmed: heard, .. }) = inner.standing().await else {
-            return;
-        };
+        match timeout(inner.config.election_timeout_min, inner.standing()).await {
+            Ok(Some(standing)) => heard = standing.confirmed,
+            Ok(None) => return Fatal::Panicked,
+            // It waits for its disk. Who has heard from no majority leads no more all the same.
+            Err(_elapsed) => {}
+        }
         let lost_after = inner.quorum_lost_after();
         let next = Leadership::of(&now, &inner.leadership.borrow(), heard, lost_after);
-        quiet_without_majority(&inner, &now, heard.unwrap_or(began));
-        seen.tell(&inner, &now, &next);
+        quiet_without_majority(inner, &now, heard.unwrap_or(began));
+        seen.tell(inner, &now, &next);
         inner.leadership.send_if_modified(|present| {
             let changed = *present != next;
             *present = next;
             changed
         });
         // What is told by the passing of time is looked at even if nothing changes.
-        if let Ok(Err(_)) = timeout(inner.config.election_timeout_min, metrics.changed()).await {
-            return;
+        let change = metrics.wait_for(|then| tells_more(&now, then));
+        if let Ok(Err(_)) = timeout(inner.config.election_timeout_min, change).await {
+            return Fatal::Panicked;
         }
     }
+}
+
+/// Whether there is more to tell `then`. Time that passes is not: Raft publishes how long ago a
+/// majority answered whenever it is asked anything, and to look again would be to ask again.
+fn tells_more(now: &Metrics, then: &Metrics) -> bool {
+    let led = |metrics: &Metrics| (metrics.current_leader, metrics.current_term, metrics.state);
+    let applied = |metrics: &Metrics| metrics.last_applied.map(|log_id| log_id.leader_id);
+    then.running_state.is_err()
+        || led(now) != led(then)
+        || applied(now) != applied(then)
+        || now.membership_config != then.membership_config
 }
 
 /// The signs of life of a leader keep its followers from electing another. One that has no

@@ -81,6 +81,9 @@ const MESSAGE_ENTRIES_MAX: u64 = 128;
 /// Founding has this long: it needs nobody else.
 const FOUND_WITHIN: Duration = Duration::from_secs(30);
 
+/// What has come meanwhile, and waits for a slow disk, is not waited for longer at the end.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
+
 openraft::declare_raft_types!(
     /// What openraft works with here.
     pub(crate) Types:
@@ -347,8 +350,8 @@ impl Consensus {
         Bytes::from(message::pack(&reply))
     }
 
-    /// Ends this node's part: a leader says so to the others, what was answered is on the disk, and
-    /// the file is closed.
+    /// Ends this node's part: a leader says so to the others, and the file is closed, unless its disk
+    /// takes too long. What was answered is on the disk in any case.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.stop.cancel();
@@ -357,10 +360,20 @@ impl Consensus {
         if inner.leadership.borrow().leads {
             inner.resign(None).await;
         }
-        if let Err(e) = inner.raft.shutdown().await {
+        if tokio::time::timeout(SHUTDOWN_WITHIN, inner.end_raft()).await.is_err() {
+            tracing::warn!("the topology's file is left as it is: its disk takes too long");
+        }
+    }
+}
+
+type Nodes = std::collections::BTreeMap<NodeId, Node>;
+
+impl Inner {
+    async fn end_raft(&self) {
+        if let Err(e) = self.raft.shutdown().await {
             tracing::warn!("the topology's Raft ended in disorder: {e}");
         }
-        let store = Arc::clone(&inner.store);
+        let store = Arc::clone(&self.store);
         let close = move || {
             store.close();
             Ok(())
@@ -369,11 +382,7 @@ impl Consensus {
             tracing::warn!("the topology's file was not closed in order: {e}");
         }
     }
-}
 
-type Nodes = std::collections::BTreeMap<NodeId, Node>;
-
-impl Inner {
     fn start(self: &Arc<Self>) {
         let run = |task: futures_util::future::BoxFuture<'static, ()>| {
             let stop = self.stop.clone();

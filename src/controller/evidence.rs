@@ -60,31 +60,48 @@ impl fmt::Display for Failure {
 pub(super) struct Evidence<'a> {
     topology: &'a Topology,
     sight: &'a Sight,
-    /// The members to which connections lead from here, one after another.
+    /// The members to which connections lead from here, one after another, and those that say
+    /// something though none does.
     reached: BTreeSet<NodeId>,
 }
 
 impl<'a> Evidence<'a> {
     pub(super) fn new(topology: &'a Topology, sight: &'a Sight) -> Self {
-        let mut reached = BTreeSet::from([sight.me]);
-        let mut ahead = vec![sight.me];
+        let mut evidence = Self { topology, sight, reached: BTreeSet::new() };
+        evidence.follow_links(sight.me);
+        while let Some(node) = evidence.spoken() {
+            evidence.follow_links(node);
+        }
+        evidence
+    }
+
+    /// A node is reached, and so are those to which connections lead from there.
+    fn follow_links(&mut self, first: NodeId) {
+        self.reached.insert(first);
+        let mut ahead = vec![first];
         while let Some(node) = ahead.pop() {
-            let Some(report) = fresh_report(sight, node) else { continue };
+            let Some(report) = fresh_report(self.sight, node) else { continue };
             for (next, link) in &report.reachable {
-                let is_way = *link == Link::Up && topology.members.contains_key(next);
-                if is_way && reached.insert(*next) && !mutated!(OthersLinksIgnored) {
+                let is_way = *link == Link::Up && self.topology.members.contains_key(next);
+                if is_way && self.reached.insert(*next) {
                     ahead.push(*next);
                 }
             }
         }
-        Self { topology, sight, reached }
+    }
+
+    /// A node to which no connection leads, and which has spoken all the same: the connections that
+    /// it dialled itself may be the only ones.
+    fn spoken(&self) -> Option<NodeId> {
+        let mut members = self.topology.members.keys().copied();
+        members.find(|node| !self.reached.contains(node) && self.has_spoken(*node))
     }
 
     /// How a member seems, with nothing remembered from before.
     pub(super) fn condition(&self, node: NodeId) -> Condition {
         let seen = self.sight.alive.get(&node).map(|seen| seen.state);
         let gossip_decides = mutated!(GossipDecides) && seen != Some(Seems::Alive);
-        if self.is_reached(node) && !(gossip_decides && node != self.sight.me) {
+        if self.reached.contains(&node) && !(gossip_decides && node != self.sight.me) {
             return Condition::Well;
         }
         if let Some((why, _)) = self.broken_link(self.sight.me, node)
@@ -106,16 +123,11 @@ impl<'a> Evidence<'a> {
     pub(super) fn silent_since(&self, node: NodeId) -> Option<Duration> {
         let seen = self.sight.alive.get(&node);
         let is_suspect = seen.is_some_and(|seen| seen.state != Seems::Dead);
-        if self.is_reached(node) || is_suspect || self.is_heard_elsewhere(node) {
+        if self.reached.contains(&node) || is_suspect || self.is_heard_elsewhere(node) {
             return None;
         }
         let given_up = seen.map(|seen| seen.since);
         given_up.max(self.last_break(node)).or(Some(Duration::ZERO))
-    }
-
-    /// Whether a connection leads to the node, or it has said something since the last one broke.
-    fn is_reached(&self, node: NodeId) -> bool {
-        self.reached.contains(&node) || self.has_spoken(node)
     }
 
     /// Whether a report came since the last connection to the node broke: then there is a way.

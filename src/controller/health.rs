@@ -70,6 +70,8 @@ pub(super) struct Assessment {
     /// No way has told of it for the rebalance delay, and it was asked and did not answer: its
     /// places may go to others.
     pub(super) is_gone: bool,
+    /// When it was asked something took the connection, and said nothing.
+    pub(super) may_hang: bool,
     /// It has been silent for so long that it is to be asked by every way.
     pub(super) is_to_be_asked: bool,
     /// It has lacked connections with most of the members for a while.
@@ -171,6 +173,7 @@ impl Course {
             is_gone: is_silent
                 && silent_for >= delay
                 && (has_not_answered || mutated!(GoneUnasked)),
+            may_hang: inquiry.is_some_and(|inquiry| inquiry.may_hang),
             is_to_be_asked: is_silent && silent_for + ASKED_AHEAD >= delay,
             is_long_lonely: self.lonely_since.is_some_and(|at| now - at >= LONELY_AFTER),
             fitness: (condition == Condition::Well).then(|| self.fitness(member.standing, now)),

@@ -34,6 +34,9 @@ pub struct Inquiry {
     pub at: Duration,
     /// Whether it answered anybody.
     pub is_answered: bool,
+    /// Whether a connection was taken where it may be, and nothing said on it: it may hang, and
+    /// remember all.
+    pub may_hang: bool,
 }
 
 /// How a node seems to gossip.

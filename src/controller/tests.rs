@@ -443,6 +443,23 @@ fn a_voter_far_behind_is_catching_up_and_does_not_stand_in_for_another() {
     assert_eq!(look(&mut world, 1_001), (20, 20));
 }
 
+/// It is heard as soon as it is back; that its memory is gone is written down a moment later.
+#[test]
+fn a_node_that_came_back_without_its_memory_is_not_counted_before_the_topology_knows() {
+    let mut world = World::of(3, SHARDS);
+    let mut sight = world.sight();
+    let report = sight.reports.get_mut(&NodeId(2)).unwrap();
+    let mut reborn = (**report).clone();
+    reborn.life += 100;
+    *report = reborn.into();
+    let (topology, settings) = (&world.topology, &world.settings);
+    let states = super::shard_states(topology, &sight, settings);
+    let count = |wanted| states.iter().filter(|state| **state == wanted).count();
+    assert_eq!((count(ShardState::Unavailable), count(ShardState::UnderReplicated)), (10, 20));
+    let stop = keeps_quorum_without(topology, &sight, settings, NodeId(3), Copies::Majority);
+    assert_eq!(stop, Err(Needed { first: ShardId(0), shards: 30 }));
+}
+
 #[test]
 fn copying_to_a_node_is_bounded_where_there_is_much_to_copy() {
     let mut world = World::new(100);

@@ -26,6 +26,8 @@ pub(super) struct Node<'a> {
     assessment: Assessment,
     /// What its present life reported last.
     report: Option<&'a Report>,
+    /// Whether a later life has reported, of which the topology has not taken note yet.
+    is_reborn: bool,
     is_report_fresh: bool,
     /// That report's copies, by shard.
     copies: Vec<Option<&'a ShardReport>>,
@@ -41,6 +43,7 @@ impl<'a> View<'a> {
         let node = |(id, assessment): (&NodeId, &Assessment)| {
             let member = topology.members.get(id)?;
             let report = sight.reports.get(id).map(|report| &**report);
+            let is_reborn = report.is_some_and(|report| report.life > member.about.life);
             let report = report.filter(|report| report.life == member.about.life);
             let mut copies = vec![None; topology.shards.len()];
             for copy in report.iter().flat_map(|report| &report.shards) {
@@ -50,7 +53,7 @@ impl<'a> View<'a> {
             }
             let is_report_fresh = report.is_some() && evidence::has_fresh_report(sight, *id);
             let assessment = *assessment;
-            Some((*id, Node { member, assessment, report, is_report_fresh, copies }))
+            Some((*id, Node { member, assessment, report, is_reborn, is_report_fresh, copies }))
         };
         let nodes = assessments.iter().filter_map(node).collect();
         let evidence = Evidence::new(topology, sight);
@@ -95,14 +98,17 @@ impl<'a> View<'a> {
         self.configuration(shard).has_quorum(Copies::Majority, is_near)
     }
 
-    /// Whether the seat may remember: it is its node's present life, and that is not gone.
+    /// Whether the seat may remember: it is its node's present life, and that is not gone, or may
+    /// merely hang.
     pub(super) fn may_remember(&self, seat: Seat) -> bool {
-        self.topology.is_present(seat) && !self.nodes.get(&seat.node).is_some_and(Node::is_gone)
+        let has_ended = |node: &Node<'_>| node.is_gone() && !node.assessment.may_hang;
+        self.topology.is_present(seat) && !self.nodes.get(&seat.node).is_some_and(has_ended)
     }
 
-    /// Whether the seat is the present life of a live member.
+    /// Whether the seat is the present life of a live member, which has not come back in another.
     pub(super) fn has_memory(&self, seat: Seat) -> bool {
-        self.topology.is_present(seat) && self.is_well(seat.node)
+        let is_itself = |node: &Node<'_>| node.is_well() && !node.is_reborn;
+        self.topology.is_present(seat) && self.nodes.get(&seat.node).is_some_and(is_itself)
     }
 
     /// The seat of a member's present life.

@@ -66,6 +66,8 @@ pub(super) struct World {
     cuts: BTreeMap<(Way, NodeId, NodeId), Duration>,
     reports: BTreeMap<NodeId, Arc<Report>>,
     inquiries: BTreeMap<NodeId, Inquiry>,
+    /// Who is being asked, and since when.
+    asked: BTreeMap<NodeId, Duration>,
     /// By shard: the epoch that is being taken over, the one that is active, and the last that was.
     taking_over: Vec<u32>,
     active: Vec<u32>,
@@ -106,6 +108,7 @@ impl World {
             cuts: BTreeMap::new(),
             reports: BTreeMap::new(),
             inquiries: BTreeMap::new(),
+            asked: BTreeMap::new(),
             taking_over: vec![0; shards],
             active: vec![0; shards],
             was_active: vec![0; shards],
@@ -214,6 +217,7 @@ impl World {
         self.leader = next.unwrap_or(self.leader);
         self.controller = Controller::new();
         self.inquiries.clear();
+        self.asked.clear();
     }
 
     pub(super) fn run(&mut self, span: Duration) {
@@ -243,6 +247,7 @@ impl World {
 
     pub(super) fn step(&mut self) {
         self.now += STEP;
+        self.hear_answers();
         if !self.is_down(self.leader) && !self.has_majority(self.leader) {
             self.elect();
         }
@@ -252,7 +257,7 @@ impl World {
             assert!(plan.commands.len() <= 1, "all changes go in one command");
             plan.notes.iter().for_each(|note| self.check_note(note));
             self.notes.extend(plan.notes);
-            plan.inquire.into_iter().for_each(|node| self.inquire(node));
+            plan.inquire.into_iter().for_each(|node| self.ask(node));
             for command in plan.commands {
                 let Command::Configure(changes) = &command else { panic!("{command:?}") };
                 assert!(!changes.is_empty());
@@ -283,16 +288,17 @@ impl World {
         assert!(from.may_become(to), "{context}");
         let voters_stay = from.voters == to.voters && from.old_voters == to.old_voters;
         if to.unclean {
-            let has_memory = |seat: Seat| {
-                let found = self.reached_among(self.leader, |_| true);
-                self.is_live(seat) && (found.contains(&seat.node) || self.is_told_of(seat.node))
-            };
-            assert!(!from.has_quorum(Copies::Majority, has_memory), "given up: {context}");
+            let may_be_found = |seat| self.is_live(seat) && self.may_be_found(seat.node);
+            let is_kept = from.has_quorum(Copies::Majority, may_be_found);
+            assert!(!self.is_calm() || !is_kept, "given up: {context}");
             assert_eq!(self.settings.unclean_recovery, UncleanRecovery::Serve);
         } else if !voters_stay {
             assert_eq!(self.was_active[shard], from.epoch, "not from an active epoch: {context}");
             for seat in to.voters.iter().filter(|seat| !from.is_voter(**seat)) {
                 assert!(self.copies[&(*seat, change.shard.0)].vouches, "not level: {context}");
+            }
+            for seat in from.voters.iter().filter(|seat| !to.voters.contains(seat)) {
+                assert!(!self.is_merely_misplaced(*seat), "stripped: {context}");
             }
         }
         if to.primary != from.primary {
@@ -304,28 +310,35 @@ impl World {
         }
     }
 
+    /// Whether a member that is well is where nobody looks for it, and was not asked in vain.
+    fn is_merely_misplaced(&self, seat: Seat) -> bool {
+        let Some(member) = self.topology.members.get(&seat.node) else { return false };
+        let since = self.processes[&seat.node].misplaced_since;
+        // What it says, by connections of its own, is a sign of life for three seconds.
+        let spoke = self.reports.get(&seat.node).map(|report| report.at + STEP * 31);
+        self.is_live(seat)
+            && member.standing == Standing::Member
+            && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
+            && spoke < Some(self.now)
+            && self.may_be_found(seat.node)
+            && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
+    }
+
+    /// Whether what last happened is known by now.
+    fn is_calm(&self) -> bool {
+        self.now > self.shaken_at + STEP * 20
+    }
+
     /// Nobody fails over from a node to which connections lead.
     fn check_note(&self, note: &Note) {
         let Note::FailedOver { node, why, .. } = note else { return };
         let id = self.topology.member_named(node).unwrap().node;
-        let is_calm = self.now > self.shaken_at + STEP * 20;
+        let is_calm = self.is_calm();
         let is_reached = !self.is_down(id) && self.reaches(self.leader, id);
         assert!(
             *why == Failure::LostMemory || !is_calm || !is_reached,
             "failed over from one that is reached: {note}"
         );
-    }
-
-    /// Asks a node everywhere; who answers is found.
-    fn inquire(&mut self, node: NodeId) {
-        let is_answered = !self.is_down(node) && {
-            let reached = self.reached_among(self.leader, |_| true);
-            reached.contains(&node) || self.is_told_of(node)
-        };
-        self.inquiries.insert(node, Inquiry { at: self.now, is_answered });
-        if is_answered && let Some(process) = self.processes.get_mut(&node) {
-            process.misplaced_since = None;
-        }
     }
 
     /// What the protocol does with a shard in one step.
@@ -433,11 +446,14 @@ impl World {
         self.is_live(seat) && copy.is_some_and(|copy| copy.vouches)
     }
 
-    /// Whether the leader can know by now that the node does not serve.
+    /// Whether the leader can know by now that the node does not serve. Where no connection led to
+    /// it that could break, its last report counts for three seconds.
     fn seems_failed(&self, node: NodeId) -> bool {
         let process = &self.processes[&node];
         let silent_since = process.down_since.or(process.hung_since);
-        silent_since.is_some_and(|since| self.now >= since + STEP * 20)
+        let is_linked = self.cuts.is_empty() && process.misplaced_since.is_none();
+        let told_after = STEP * if is_linked { 20 } else { 31 };
+        silent_since.is_some_and(|since| self.now >= since + told_after)
     }
 
     pub(super) fn sight(&mut self) -> Sight {
@@ -477,7 +493,8 @@ impl World {
         let down = process.down_since.or(process.hung_since);
         let cut = self.cuts.iter().filter(|((way, ..), _)| *way == Way::Udp).map(|(_, at)| *at);
         let unfound = process.slandered_since.max(process.misplaced_since);
-        [down, cut.max(), unfound].into_iter().flatten().max().or(Some(self.now))
+        // Whatever is cut after it went down makes nobody hear it once more.
+        down.or(cut.max().max(unfound)).or(Some(self.now))
     }
 
     fn report(&self, node: NodeId, members: &[NodeId]) -> Report {

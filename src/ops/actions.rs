@@ -140,6 +140,7 @@ fn problem(error: ActionError) -> Problem {
             "the new configuration has mistakes; the old one stays in force",
             problems,
         ),
+        ActionError::NotAgreed { .. } => Problem::unavailable(chain(&error)),
         ActionError::Failed { .. } => {
             let chain = chain(&error);
             tracing::error!(error = chain, "an operator's request failed");

@@ -132,6 +132,15 @@ pub enum ActionError {
         /// All that is wrong with it.
         problems: Vec<String>,
     },
+    /// The members could not agree on it; it may still take place.
+    #[error("{what} is not agreed on")]
+    NotAgreed {
+        /// What was tried.
+        what: &'static str,
+        /// Why it was not.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
     /// It was tried and failed.
     #[error("{what} failed")]
     Failed {

@@ -53,6 +53,10 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "not now", detail)
     }
 
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not now", detail)
+    }
+
     pub(super) fn failed(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", detail)
     }

@@ -1,36 +1,30 @@
 //! The side that was dialled: hands over frames, carries out requests, answers pings.
 //!
-//! Invariants: one-way frames are handed over in the order in which they came, and before any
-//! request behind them is begun. At most [`REQUESTS_MAX`] requests of a connection are under way;
-//! beyond that nothing more is read of it, and the dialler is told meanwhile that it is not
-//! forgotten.
+//! While as many requests are under way as may be, nothing more is read of the connection, and the
+//! dialler is told meanwhile that it is not forgotten. A node that cannot dial the other one sends
+//! its own frames and requests over the connection that came from there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use super::dialler::Lane;
 use super::frame::Head;
 use super::hello::{Identity, Purpose};
+use super::intake::{Intake, Slot};
 use super::link::Silence;
-use super::outbox::Outbox;
 use super::record::{Inbound, InboundError, Sealer};
 use super::refusal::Objection;
 use super::registry::Place;
 use super::shared::{LAST_WORDS_MAX, Shared};
 use super::tls::{Reader, Writer};
-use super::{Handler, wall_millis};
-
-/// Most requests of one connection that are carried out at a time.
-pub(super) const REQUESTS_MAX: u32 = 1024;
-
-/// Frames that are handed over at once, at most.
-const FRAMES_MAX: usize = 4096;
+use super::wall_millis;
+use crate::topology::NodeId;
 
 /// How long one request on a connection of its own may take.
 const KNOCK_MAX: Duration = Duration::from_secs(60);
@@ -69,10 +63,11 @@ enum End {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<H: Handler>(shared: Arc<Shared>, handler: Arc<H>, accepted: Accepted) {
+pub(super) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { from, purpose, renewed, place, permit, inbound, mut writer, sealer, peer } =
         accepted;
-    let outbox = Arc::new(Outbox::default());
+    let lane = Arc::new(Lane::default());
+    let outbox = Arc::clone(&lane.outbox);
     let stall_max = shared.timing.close_after;
     let mut writing = {
         let outbox = Arc::clone(&outbox);
@@ -81,20 +76,21 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared>, handler: Arc<H>, acce
         }))
     };
     let whom = format!("{} ({peer})", from.name);
+    let back = match (purpose, from.node) {
+        (Purpose::Link, Some(node)) => Some(WayBack::open(&shared, node, &lane)),
+        _ => None,
+    };
     let mut connection = Connection {
+        intake: Intake::new(Arc::clone(&shared), from, outbox),
         shared,
-        handler,
-        from,
         inbound,
-        outbox,
-        slots: Arc::new(Semaphore::new(REQUESTS_MAX as usize)),
-        frames: Vec::new(),
+        lane,
         answered: Instant::now(),
     };
     let ended = connection.shared.ended.clone();
     let end = connection.run(purpose, place.as_ref(), &renewed, &mut writing).await;
     // From here on another connection of the same process is welcome.
-    drop(place);
+    drop((place, back));
     debug!("connection from {whom} ended: {end}");
     let objection = match end {
         End::Stopping => None,
@@ -102,38 +98,60 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared>, handler: Arc<H>, acce
         End::Inbound(error) if !matches!(error, InboundError::Io(_)) => {
             Some(Objection::Inbound(error))
         }
-        _ => {
-            connection.outbox.close();
-            return;
-        }
+        _ => return connection.close(),
     };
     if let Some(objection) = objection {
         connection.shared.object(&objection, &peer, &whom);
-        connection.outbox.push_urgent(Head::Farewell { code: objection.refusal().code() });
+        connection.lane.outbox.push_urgent(Head::Farewell { code: objection.refusal().code() });
     }
-    connection.outbox.finish();
+    connection.lane.outbox.finish();
     tokio::select! {
         _ = timeout(LAST_WORDS_MAX, &mut writing) => {}
         () = ended.cancelled() => {}
     }
-    connection.outbox.close();
+    connection.close();
     drop(permit);
 }
 
-struct Connection<H> {
+/// A connection by which its dialler can be reached as well, until dropped.
+struct WayBack {
     shared: Arc<Shared>,
-    handler: Arc<H>,
-    from: Arc<Identity>,
+    node: NodeId,
+    lane: Arc<Lane>,
+}
+
+impl WayBack {
+    fn open(shared: &Arc<Shared>, node: NodeId, lane: &Arc<Lane>) -> Self {
+        shared.ways_back.lock().insert(node, Arc::clone(lane));
+        Self { shared: Arc::clone(shared), node, lane: Arc::clone(lane) }
+    }
+}
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        let mut ways_back = self.shared.ways_back.lock();
+        // Another connection may have come in its stead.
+        if ways_back.get(&self.node).is_some_and(|lane| Arc::ptr_eq(lane, &self.lane)) {
+            ways_back.remove(&self.node);
+        }
+    }
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    intake: Intake,
     inbound: Inbound<Reader>,
-    outbox: Arc<Outbox>,
-    slots: Arc<Semaphore>,
-    /// One-way frames that are not handed over yet.
-    frames: Vec<(u8, Bytes)>,
+    /// What goes back to the dialler.
+    lane: Arc<Lane>,
     /// When the dialler was last told that it is heard.
     answered: Instant,
 }
 
-impl<H: Handler> Connection<H> {
+impl Connection {
+    fn close(&self) {
+        self.lane.calls.close(self.lane.outbox.close());
+    }
+
     /// Serves it for its purpose; why it ends.
     async fn run<W>(
         &mut self,
@@ -143,14 +161,14 @@ impl<H: Handler> Connection<H> {
         writing: &mut AbortOnDropHandle<W>,
     ) -> End {
         let shared = Arc::clone(&self.shared);
-        let removed = shared.removed(self.from.node);
+        let removed = shared.removed(self.intake.from().node);
         // In this order, so that nothing is taken from a node that comes after it was removed.
         match (purpose, place) {
             (Purpose::Link, Some(place)) => tokio::select! {
                 biased;
                 objection = removed => {
                     // What it asked as a member is answered.
-                    let _ = timeout(LAST_WORDS_MAX, all_returned(&self.slots)).await;
+                    let _ = timeout(LAST_WORDS_MAX, self.intake.all_returned()).await;
                     objection.into()
                 }
                 () = place.entry().replaced.cancelled() => End::Over,
@@ -195,7 +213,7 @@ impl<H: Handler> Connection<H> {
                     }
                 }
                 () = stopping.cancelled() => {
-                    all_returned(&self.slots).await;
+                    self.intake.all_returned().await;
                     return End::Stopping;
                 }
             }
@@ -220,14 +238,14 @@ impl<H: Handler> Connection<H> {
         let Head::Request { number, kind } = head else {
             return Objection::Unexpected("frame that is no request").into();
         };
-        let slot = self.slot().await;
-        self.begin(slot, number, kind, body);
+        let slot = self.intake.slot().await;
+        self.intake.begin(slot, number, kind, body);
         tokio::select! {
-            () = all_returned(&self.slots) => {}
+            () = self.intake.all_returned() => {}
             // It says nothing more; that it goes away is what ends the wait.
             said = self.inbound.fill() => return no_more(said),
         }
-        self.outbox.finish();
+        self.lane.outbox.finish();
         no_more(self.inbound.fill().await)
     }
 
@@ -235,25 +253,18 @@ impl<H: Handler> Connection<H> {
     async fn take_frames(&mut self) -> Result<(), End> {
         while let Some((head, body)) = self.inbound.next()? {
             match head {
-                Head::OneWay { kind } => {
-                    self.frames.push((kind, body));
-                    if self.frames.len() == FRAMES_MAX {
-                        self.hand_over();
-                    }
-                }
+                Head::OneWay { kind } => self.intake.one_way(kind, body),
                 Head::Request { number, kind } => {
-                    self.hand_over();
                     let slot = self.slot().await;
-                    self.begin(slot, number, kind, body);
+                    self.intake.begin(slot, number, kind, body);
                 }
+                Head::Answer { number } => self.lane.calls.answer(number, body),
                 Head::Ping { number, .. } => self.tell_heard(number),
-                Head::Answer { .. } | Head::Pong { .. } => {
-                    return Err(Objection::Unexpected("answer").into());
-                }
+                Head::Pong { .. } => return Err(Objection::Unexpected("answer").into()),
                 Head::Farewell { .. } => return Err(End::Over),
             }
         }
-        self.hand_over();
+        self.intake.hand_over();
         // Behind many bytes a ping comes late; the dialler must not take that for silence.
         if self.answered.elapsed() >= self.shared.timing.ping {
             self.tell_heard(0);
@@ -261,57 +272,21 @@ impl<H: Handler> Connection<H> {
         Ok(())
     }
 
-    fn hand_over(&mut self) {
-        if !self.frames.is_empty() {
-            self.handler.frames(&self.from, &mut self.frames.drain(..));
-        }
-    }
-
     fn tell_heard(&mut self, number: u64) {
         self.answered = Instant::now();
-        self.outbox.push_urgent(Head::Pong { number, wall_millis: wall_millis() });
+        self.lane.outbox.push_urgent(Head::Pong { number, wall_millis: wall_millis() });
     }
 
     /// Waits until one more request may be carried out.
-    async fn slot(&mut self) -> OwnedSemaphorePermit {
+    async fn slot(&mut self) -> Slot {
         loop {
             tokio::select! {
                 biased;
-                slot = Arc::clone(&self.slots).acquire_owned() => {
-                    return slot.expect("nobody closes it");
-                }
+                slot = self.intake.slot() => return slot,
                 () = sleep(self.shared.timing.ping) => self.tell_heard(0),
             }
         }
     }
-
-    /// Has a request carried out, by a task of its own that ends with the transport. It outlives
-    /// the connection: what was begun is brought to its end, though nobody is told.
-    fn begin(&self, slot: OwnedSemaphorePermit, number: u64, kind: u8, body: Bytes) {
-        let (handler, from) = (Arc::clone(&self.handler), Arc::clone(&self.from));
-        let (outbox, ended) = (Arc::clone(&self.outbox), self.shared.ended.clone());
-        self.shared.tracker.spawn(async move {
-            let _slot = slot;
-            let answered = async {
-                let answer = handler.request(&from, kind, body).await;
-                let head = Head::Answer { number };
-                if !outbox.push_when_room(head, &answer).await && !outbox.is_closed() {
-                    let (to, bytes) = (&from.name, answer.len());
-                    warn!(%to, bytes, "an answer is too long to be sent; it will be missed");
-                }
-            };
-            tokio::select! {
-                () = answered => {}
-                () = ended.cancelled() => {}
-            }
-        });
-    }
-}
-
-/// Waits until all of a connection's requests are answered.
-async fn all_returned(slots: &Semaphore) {
-    let all = slots.acquire_many(REQUESTS_MAX).await;
-    drop(all.expect("nobody closes it"));
 }
 
 /// What it means that a connection for one request says more.

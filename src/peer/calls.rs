@@ -69,6 +69,14 @@ impl Calls {
         }
     }
 
+    /// Ends all that wait: whoever asked may ask again by another way.
+    pub(super) fn lose(&self) {
+        let waiting = std::mem::take(&mut self.0.lock().waiting);
+        for sender in waiting.into_values() {
+            let _ = sender.send(Err(CallError::Lost));
+        }
+    }
+
     /// Ends all: those in `unsent`, the bytes of frames that were never written, were surely not
     /// delivered.
     pub(super) fn close(&self, unsent: Vec<u8>) {
@@ -132,6 +140,17 @@ mod tests {
         assert_eq!(written.wait().await, Err(CallError::Lost));
         assert_eq!(queued.wait().await, Err(CallError::NotSent));
         assert!(calls.begin().is_none());
+    }
+
+    #[tokio::test]
+    async fn calls_that_are_lost_make_room_for_others() {
+        let calls = Calls::default();
+        let mut first = calls.begin().unwrap();
+        calls.lose();
+        assert_eq!(first.wait().await, Err(CallError::Lost));
+        let mut second = calls.begin().unwrap();
+        calls.answer(second.number, Bytes::from_static(b"two"));
+        assert_eq!(second.wait().await, Ok(Bytes::from_static(b"two")));
     }
 
     #[test]

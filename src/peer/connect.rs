@@ -19,7 +19,10 @@ const ADDRESSES_MAX: usize = 8;
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
-    /// The address cannot be resolved or connected to.
+    /// The name cannot be resolved.
+    #[error("the name does not resolve: {0}")]
+    Unresolved(#[source] io::Error),
+    /// The address cannot be connected to.
     #[error(transparent)]
     Connect(io::Error),
     /// The other side took the connection, and then said nothing.
@@ -37,7 +40,7 @@ impl OpenError {
             Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Down::Refused
             }
-            Self::Connect(_) => Down::Unreachable,
+            Self::Unresolved(_) | Self::Connect(_) => Down::Unreachable,
             Self::Silent => Down::Silent,
             Self::Failure(Failure::Io(_)) => Down::Reset,
             Self::Failure(Failure::Objection(objection)) => Down::Rejected(objection.refusal()),
@@ -54,7 +57,17 @@ pub(super) async fn open(
     addr: &str,
     purpose: Purpose,
 ) -> Result<(Stream, Agreed), OpenError> {
-    let stream = connect(shared, addr).await.map_err(OpenError::Connect)?;
+    let stream = connect(shared, addr).await?;
+    enter(shared, us, stream, purpose).await
+}
+
+/// Introduces this node, `us`, on a connection that was just opened for `purpose`.
+pub(super) async fn enter(
+    shared: &Shared,
+    us: &Identity,
+    stream: TcpStream,
+    purpose: Purpose,
+) -> Result<(Stream, Agreed), OpenError> {
     let introduced = introduce(shared, us, stream, purpose);
     match timeout(shared.timing.handshake_max, introduced).await {
         Ok(introduced) => Ok(introduced?),
@@ -62,22 +75,25 @@ pub(super) async fn open(
     }
 }
 
-async fn connect(shared: &Shared, addr: &str) -> io::Result<TcpStream> {
+/// Resolves `addr` and opens a bare connection to the first of its addresses that takes one.
+pub(super) async fn connect(shared: &Shared, addr: &str) -> Result<TcpStream, OpenError> {
     let connect_max = shared.timing.connect_max;
+    let found = timeout(connect_max, lookup_host(addr)).await;
+    let found = found.unwrap_or_else(|elapsed| Err(elapsed.into()));
     let addresses: Vec<SocketAddr> =
-        timeout(connect_max, lookup_host(addr)).await??.take(ADDRESSES_MAX).collect();
+        found.map_err(OpenError::Unresolved)?.take(ADDRESSES_MAX).collect();
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match timeout(connect_max, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
+                stream.set_nodelay(true).map_err(OpenError::Connect)?;
                 return Ok(stream);
             }
             Ok(Err(error)) => failed = error,
             Err(elapsed) => failed = elapsed.into(),
         }
     }
-    Err(failed)
+    Err(OpenError::Connect(failed))
 }
 
 async fn introduce(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -10,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::addresses::{Addresses, News, Source};
 use super::calls::Calls;
@@ -18,6 +19,7 @@ use super::connect::{self, OpenError};
 use super::frame::Head;
 use super::handshake::{Agreed, Failure};
 use super::hello::{Identity, Purpose};
+use super::intake::Intake;
 use super::link::{Down, Measure, Silence};
 use super::outbox::Outbox;
 use super::record::{Inbound, InboundError, Sealer};
@@ -29,6 +31,9 @@ use crate::topology::NodeId;
 
 /// How often what pings have measured is published.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who cannot be dialled for so long, and yet keeps a connection to this node, is told of.
+const ONE_WAY_AFTER: Duration = Duration::from_secs(3);
 
 /// A connection that lasted this long starts the pauses from the shortest again.
 const STEADY_AFTER: Duration = Duration::from_secs(1);
@@ -46,11 +51,21 @@ pub(super) struct Dialler {
     name: Mutex<String>,
     addresses: Mutex<Addresses>,
     lane: ArcSwapOption<Lane>,
+    /// Whether the connection stands, and is not silent.
+    carries: AtomicBool,
     /// The other side was heard of: dial without waiting any longer.
     woken: Notify,
     /// It says that it is elsewhere now.
     moved: Notify,
     removed: CancellationToken,
+    one_way: Mutex<OneWay>,
+}
+
+/// Dialling the node is in vain, and yet its own connection stands.
+#[derive(Debug, Default)]
+struct OneWay {
+    since: Option<Instant>,
+    is_told: bool,
 }
 
 impl fmt::Debug for Dialler {
@@ -76,9 +91,11 @@ impl Dialler {
             addresses: Mutex::new(Addresses::new(&peer.addr)),
             name: Mutex::new(peer.name),
             lane: ArcSwapOption::empty(),
+            carries: AtomicBool::new(false),
             woken: Notify::new(),
             moved: Notify::new(),
             removed: CancellationToken::new(),
+            one_way: Mutex::default(),
         }
     }
 
@@ -120,6 +137,11 @@ impl Dialler {
     /// Ends for good.
     pub(super) fn remove(&self) {
         self.removed.cancel();
+    }
+
+    /// Whether the connection stands, and is not silent.
+    pub(super) fn carries(&self) -> bool {
+        self.carries.load(Ordering::Acquire)
     }
 
     /// The connection, if there is one.
@@ -187,7 +209,7 @@ impl Dialler {
         }
     }
 
-    async fn attempt(&self, shared: &Shared, standing: &Standing) -> Outcome {
+    async fn attempt(&self, shared: &Arc<Shared>, standing: &Standing) -> Outcome {
         let (addr, is_likeliest) = {
             let addresses = self.addresses.lock();
             (addresses.next().to_owned(), addresses.is_at_start())
@@ -199,6 +221,7 @@ impl Dialler {
         match opened {
             Ok((stream, agreed)) => {
                 self.addresses.lock().works(&addr);
+                *self.one_way.lock() = OneWay::default();
                 self.keep(shared, standing, stream, agreed, &addr).await
             }
             Err(error) => {
@@ -210,7 +233,10 @@ impl Dialler {
                     OpenError::Failure(Failure::Told(refusal)) => {
                         shared.told(*refusal, &addr, &whom);
                     }
-                    other => debug!("cannot connect to {whom}: {other}"),
+                    other => {
+                        debug!("cannot connect to {whom}: {other}");
+                        self.tell_one_way(shared, &whom, other);
+                    }
                 }
                 let why = error.down();
                 // What an address says at which it once was tells nothing of the node.
@@ -224,6 +250,22 @@ impl Dialler {
                 };
                 Outcome::Down { why, lasted: Duration::ZERO, again }
             }
+        }
+    }
+
+    /// Says once that nobody can be dialled at the node's address though its own connection stands.
+    fn tell_one_way(&self, shared: &Shared, whom: &str, error: &OpenError) {
+        let mut one_way = self.one_way.lock();
+        if !shared.ways_back.lock().contains_key(&self.node) {
+            *one_way = OneWay::default();
+            return;
+        }
+        let since = *one_way.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ONE_WAY_AFTER && !std::mem::replace(&mut one_way.is_told, true) {
+            warn!(
+                "{whom} cannot be dialled ({error}), though it keeps a connection to this node, \
+                 which serves both; open TCP to that address, or correct its gossip_advertise_addr"
+            );
         }
     }
 
@@ -246,7 +288,7 @@ impl Dialler {
     /// Keeps a connection to its end.
     async fn keep(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         standing: &Standing,
         stream: Stream,
         agreed: Agreed,
@@ -258,14 +300,18 @@ impl Dialler {
         let lane = Arc::new(Lane::default());
         let mut writing = write(&lane, writer, sealer, shared.timing.close_after);
         self.lane.store(Some(Arc::clone(&lane)));
+        self.carries.store(true, Ordering::Release);
         let whom = format!("{} ({})", agreed.identity.name, agreed.identity.peer_addr);
         shared.links.up(self.node, agreed.identity.life);
         info!("connected to {whom}");
 
+        let life = agreed.identity.life;
+        let from = Arc::new(agreed.identity);
         let mut connection = Connection {
             shared,
-            node: self.node,
-            life: agreed.identity.life,
+            intake: Intake::new(Arc::clone(shared), from, Arc::clone(&lane.outbox)),
+            dialler: self,
+            life,
             whom: &whom,
             lane: &lane,
             inbound: Inbound::new(reader, opener),
@@ -279,6 +325,7 @@ impl Dialler {
             () = self.moved_from(addr) => Ok(Down::Reset),
             outcome = self.interrupted(shared, standing) => Err(outcome),
         };
+        self.carries.store(false, Ordering::Release);
         self.lane.store(None);
         if matches!(end, Err(Outcome::Over)) {
             // What is queued still goes out.
@@ -331,7 +378,8 @@ fn write(
 /// A connection that stands.
 struct Connection<'a> {
     shared: &'a Shared,
-    node: NodeId,
+    dialler: &'a Dialler,
+    intake: Intake,
     life: u64,
     whom: &'a str,
     lane: &'a Lane,
@@ -381,32 +429,45 @@ impl Connection<'_> {
         loop {
             let (head, body) = match self.inbound.next() {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                Ok(None) => break,
                 Err(error) => return Err(self.broken(error)),
             };
             match head {
                 Head::Answer { number } => self.lane.calls.answer(number, body),
                 Head::Pong { number, wall_millis } => self.pong(number, wall_millis),
                 Head::Farewell { code } => return Err(self.farewell(code)),
-                Head::OneWay { .. } | Head::Request { .. } | Head::Ping { .. } => {
+                // The other side cannot dial this node.
+                Head::OneWay { kind } => self.intake.one_way(kind, body),
+                Head::Request { number, kind } => match self.intake.try_slot() {
+                    Some(slot) => self.intake.begin(slot, number, kind, body),
+                    None => debug!("{} asks too much at a time", self.whom),
+                },
+                Head::Ping { .. } => {
                     let objection = Objection::Unexpected("frame that only a dialler sends");
                     return Err(self.object(&objection));
                 }
             }
         }
+        self.intake.hand_over();
+        Ok(())
     }
 
     fn heard(&mut self) {
         if std::mem::take(&mut self.silent) {
-            self.shared.links.up(self.node, self.life);
+            self.dialler.carries.store(true, Ordering::Release);
+            self.shared.links.up(self.dialler.node, self.life);
             info!("{} is heard again", self.whom);
         }
     }
 
     fn unheard(&mut self) {
         if !std::mem::replace(&mut self.silent, true) {
-            self.shared.links.down(self.node, Down::Silent);
+            self.dialler.carries.store(false, Ordering::Release);
+            self.shared.links.down(self.dialler.node, Down::Silent);
             info!("nothing is heard from {}", self.whom);
+            if self.shared.ways_back.lock().contains_key(&self.dialler.node) {
+                self.lane.calls.lose();
+            }
         }
     }
 
@@ -423,7 +484,7 @@ impl Connection<'_> {
         };
         if self.published.is_none_or(|last| now.duration_since(last) >= PUBLISH_INTERVAL) {
             self.published = Some(now);
-            self.shared.links.measured(self.node, round_trip, offset);
+            self.shared.links.measured(self.dialler.node, round_trip, offset);
         }
     }
 

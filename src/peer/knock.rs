@@ -1,6 +1,7 @@
 //! One request over a connection of its own, to whoever is at an address.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,9 @@ use super::tls;
 /// Why a knock was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum KnockError {
+    /// The address is a name that does not resolve. The request was not delivered.
+    #[error("the name does not resolve: {0}")]
+    Unresolved(#[source] io::Error),
     /// Nobody can be reached at the address. The request was not delivered.
     #[error("nobody can be reached there: {0}")]
     Unreachable(#[source] io::Error),
@@ -34,7 +38,7 @@ pub enum KnockError {
     /// The connection broke; the request may have been carried out.
     #[error("the connection broke before the answer came")]
     Lost,
-    /// The time is up; the request may have been carried out.
+    /// A connection was taken, and then the time was up; the request may have been carried out.
     #[error("there was no answer in time")]
     TimedOut,
 }
@@ -46,9 +50,13 @@ pub(super) async fn knock(
     body: &[u8],
     time_max: Duration,
 ) -> Result<(Identity, Bytes), KnockError> {
+    let is_taken = AtomicBool::new(false);
     tokio::select! {
-        answer = timeout(time_max, ask(shared, addr, kind, body)) => {
-            answer.unwrap_or(Err(KnockError::TimedOut))
+        answer = timeout(time_max, ask(shared, addr, kind, body, &is_taken)) => {
+            answer.unwrap_or_else(|elapsed| Err(match is_taken.load(Ordering::Relaxed) {
+                true => KnockError::TimedOut,
+                false => KnockError::Unreachable(elapsed.into()),
+            }))
         }
         () = shared.ended.cancelled() => Err(KnockError::Lost),
     }
@@ -59,9 +67,15 @@ async fn ask(
     addr: &str,
     kind: u8,
     body: &[u8],
+    is_taken: &AtomicBool,
 ) -> Result<(Identity, Bytes), KnockError> {
     let us = shared.standing().identity;
-    let opened = connect::open(shared, &us, addr, Purpose::Knock).await;
+    let opened = async {
+        let stream = connect::connect(shared, addr).await?;
+        is_taken.store(true, Ordering::Relaxed);
+        connect::enter(shared, &us, stream, Purpose::Knock).await
+    };
+    let opened = opened.await;
     let (stream, agreed) = opened.map_err(|error| not_opened(shared, addr, error))?;
     let (sealer, opener) = agreed.keys.unzip();
     let (reader, mut writer) = tls::split(stream);
@@ -103,8 +117,9 @@ async fn answer(inbound: &mut Inbound<tls::Reader>) -> Result<super::frame::Fram
 
 fn not_opened(shared: &Shared, addr: &str, error: OpenError) -> KnockError {
     match error {
+        OpenError::Unresolved(error) => KnockError::Unresolved(error),
         OpenError::Connect(error) => KnockError::Unreachable(error),
-        OpenError::Silent => KnockError::Unreachable(io::ErrorKind::TimedOut.into()),
+        OpenError::Silent => KnockError::TimedOut,
         OpenError::Failure(Failure::Io(error)) => KnockError::Unreachable(error),
         OpenError::Failure(Failure::Myself) => KnockError::Myself,
         OpenError::Failure(Failure::Objection(objection)) => {

@@ -15,12 +15,13 @@ use super::accepted::{self, Accepted};
 use super::connect::tls_failure;
 use super::handshake::{self, Agreed, Failure, Side};
 use super::hello::{HelloError, Identity, MAGIC, Purpose};
+use super::intake::AnyHandler;
+use super::record;
 use super::refusal::Objection;
 use super::registry::Place;
 use super::shared::{ACCEPTED_MAX, Shared, Standing};
 use super::strangers::{STRANGERS_MAX, Stranger};
 use super::tls::{self, Stream};
-use super::{Handler, record};
 
 /// How long to wait when no connection can be accepted, for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -28,11 +29,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection that was refused stays open, for the refusal to arrive.
 const REFUSAL_LINGER: Duration = Duration::from_millis(300);
 
-/// Accepts connections until the transport stops.
-pub(super) async fn listen<H: Handler>(
+/// Accepts connections until the transport stops, and keeps the handler until then.
+pub(super) async fn listen(
     shared: Arc<Shared>,
     listener: TcpListener,
-    handler: Arc<H>,
+    _handler: Arc<dyn AnyHandler>,
 ) {
     loop {
         let accepted = tokio::select! {
@@ -40,7 +41,7 @@ pub(super) async fn listen<H: Handler>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, from)) => take_in(&shared, stream, from, &handler),
+            Ok((stream, from)) => take_in(&shared, stream, from),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 warn!(%error, "cannot accept other nodes' connections; check the limit of open files");
@@ -56,15 +57,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-fn take_in<H: Handler>(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    from: SocketAddr,
-    handler: &Arc<H>,
-) {
+fn take_in(shared: &Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let ip = from.ip().to_canonical();
     let cut_off = shared.strangers.enter(ip, |stranger| {
-        let meeting = meet(Arc::clone(shared), stream, ip, Arc::clone(handler), stranger);
+        let meeting = meet(Arc::clone(shared), stream, ip, stranger);
         shared.tracker.spawn(meeting).abort_handle()
     });
     if let Some(cut_off) = cut_off {
@@ -74,13 +70,7 @@ fn take_in<H: Handler>(
 }
 
 /// One connection, from its first byte to its last.
-async fn meet<H: Handler>(
-    shared: Arc<Shared>,
-    stream: TcpStream,
-    ip: IpAddr,
-    handler: Arc<H>,
-    stranger: Stranger,
-) {
+async fn meet(shared: Arc<Shared>, stream: TcpStream, ip: IpAddr, stranger: Stranger) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%ip, %error, "cannot switch off Nagle's algorithm");
     }
@@ -120,7 +110,7 @@ async fn meet<H: Handler>(
         }
     };
     drop(stranger);
-    accepted::serve(shared, handler, met.into_accepted(peer)).await;
+    accepted::serve(shared, met.into_accepted(peer)).await;
 }
 
 /// A node that was let in.

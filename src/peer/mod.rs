@@ -1,7 +1,7 @@
 //! The connections between nodes: who is at the other end, whether it lives, and bytes both ways.
 //!
 //! Each node dials each other one and sends its own frames and requests over the connection that
-//! it dialled; answers come back on the same. A [`Transport`] owns all of a node's connections and
+//! it dialled; answers come back on the same. Only where that one is down, the other node's is used. A [`Transport`] owns all of a node's connections and
 //! their tasks. Invariants: nothing is handed over before both sides have proved that they know
 //! the cluster's secret (or, where there is none, have said so); a connection is to the one node
 //! that it was dialled for; what one node does not read waits in that node's outbox alone, which
@@ -27,6 +27,7 @@ mod dialler;
 mod frame;
 mod handshake;
 mod hello;
+mod intake;
 mod knock;
 mod link;
 mod listener;
@@ -57,8 +58,9 @@ use tokio::time::timeout;
 use crate::entry::Timestamp;
 use crate::topology::{NodeId, Roster};
 
-use dialler::Dialler;
+use dialler::{Dialler, Lane};
 use frame::Head;
+use intake::AnyHandler;
 use secret::Secrets;
 use shared::Shared;
 
@@ -144,7 +146,9 @@ impl Transport {
             let what = "node_id or the advertised address is empty, too long, or not plain text";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let shared = Arc::new(Shared::new(identity, secrets, tls, timing));
+        let handler: Arc<dyn AnyHandler> = handler;
+        let shared = Shared::new(identity, secrets, tls, timing, Arc::downgrade(&handler));
+        let shared = Arc::new(shared);
         shared.tracker.spawn(listener::listen(Arc::clone(&shared), listen, handler));
         Ok(Self { shared, local_addr })
     }
@@ -237,11 +241,11 @@ impl Transport {
     /// dropped: there is no connection, more than [`OUTBOX_BYTES_MAX`] would wait, or it is longer
     /// than [`FRAME_BYTES_MAX`]. True promises nothing.
     pub fn send(&self, to: NodeId, kind: u8, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let diallers = self.shared.diallers.load();
-        let sent = diallers.get(&to).and_then(|dialler| {
-            dialler.with_lane(|lane| lane.outbox.push(Head::OneWay { kind }, write))
-        });
-        sent.unwrap_or(false)
+        let push = |lane: &Lane| lane.outbox.push(Head::OneWay { kind }, write);
+        match self.shared.diallers.load().get(&to) {
+            Some(dialler) if dialler.carries() => dialler.with_lane(push).unwrap_or(false),
+            dialler => self.other_lane(to, dialler).is_some_and(|lane| push(&lane)),
+        }
     }
 
     /// Sends a request of `kind` to a member, its body appended by `body` as in
@@ -256,13 +260,24 @@ impl Transport {
         body: impl FnOnce(&mut Vec<u8>),
         time_max: Duration,
     ) -> Result<Bytes, CallError> {
-        let lane = self.shared.diallers.load().get(&to).and_then(|dialler| dialler.lane());
+        let lane = match self.shared.diallers.load().get(&to) {
+            Some(dialler) if dialler.carries() => dialler.lane(),
+            dialler => self.other_lane(to, dialler),
+        };
         let lane = lane.ok_or(CallError::NotSent)?;
         let mut call = lane.calls.begin().ok_or(CallError::NotSent)?;
         if !lane.outbox.push(Head::Request { number: call.number, kind }, body) {
             return Err(CallError::NotSent);
         }
         timeout(time_max, call.wait()).await.unwrap_or(Err(CallError::TimedOut))
+    }
+
+    /// What is left where the connection that this node dialled carries nothing: the one that came
+    /// from the other node, or else that which is silent.
+    fn other_lane(&self, to: NodeId, dialler: Option<&Arc<Dialler>>) -> Option<Arc<Lane>> {
+        let dialler = dialler?;
+        let back = self.shared.ways_back.lock().get(&to).cloned();
+        back.or_else(|| dialler.lane())
     }
 
     /// Sends one request of `kind` over a connection of its own to whoever is at `addr`

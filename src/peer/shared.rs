@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::dialler::Dialler;
+use super::dialler::{Dialler, Lane};
 use super::hello::Identity;
+use super::intake::AnyHandler;
 use super::link::Board;
 use super::refusal::{Objection, Refusal, Refusals};
 use super::registry::Registry;
@@ -91,6 +92,10 @@ pub(super) struct Shared {
     /// Whom to keep a connection to. Changed under `diallers_change` alone.
     pub(super) diallers: ArcSwap<BTreeMap<NodeId, Arc<Dialler>>>,
     pub(super) diallers_change: Mutex<()>,
+    /// Connections that came from others, by which they can be reached as well.
+    pub(super) ways_back: Mutex<BTreeMap<NodeId, Arc<Lane>>>,
+    /// Who is given what others send, as long as this node listens: tasks keep it, not this.
+    pub(super) handler: Weak<dyn AnyHandler>,
     pub(super) roster: watch::Sender<Roster>,
     /// The member that says that this node was removed from the cluster.
     pub(super) removed_by: watch::Sender<Option<String>>,
@@ -118,6 +123,7 @@ impl Shared {
         secrets: Vec<Vec<u8>>,
         tls: Option<Tls>,
         timing: Timing,
+        handler: Weak<dyn AnyHandler>,
     ) -> Self {
         let standing = Standing { identity: Arc::new(identity), renewed: CancellationToken::new() };
         Self {
@@ -128,6 +134,8 @@ impl Shared {
             standing: Mutex::new(standing),
             diallers: ArcSwap::default(),
             diallers_change: Mutex::new(()),
+            ways_back: Mutex::default(),
+            handler,
             roster: watch::Sender::default(),
             removed_by: watch::Sender::default(),
             links: Board::default(),

@@ -213,6 +213,16 @@ impl Node {
         self.transport.call_addr(addr, kind, body, LONG).await
     }
 
+    /// Sends as soon as that is taken.
+    async fn send_soon(&self, to: u64, kind: u8, body: &[u8]) {
+        let sent = async {
+            while !self.send(to, kind, body) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(LONG, sent).await.unwrap();
+    }
+
     fn send(&self, n: u64, kind: u8, body: &[u8]) -> bool {
         self.transport.send(NodeId(n), kind, |out| out.extend_from_slice(body))
     }

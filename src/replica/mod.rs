@@ -49,6 +49,9 @@ pub struct Replica {
     adopted: Mutex<Vec<CopyFile>>,
     /// Where the search for something to evict goes on.
     evict_next: AtomicUsize,
+    /// The shard that was written last above the high watermark: of a few large values, what was
+    /// just written should not be the one to go.
+    evict_spares: AtomicUsize,
 }
 
 /// One shard's copy, where its log stands in the WAL, and who waits for it.
@@ -160,6 +163,7 @@ impl Replica {
             sessions: AtomicU64::new(0),
             adopted,
             evict_next: AtomicUsize::new(0),
+            evict_spares: AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -270,6 +274,10 @@ impl Replica {
                 None => size,
             };
             self.make_room(growth, now, work)?;
+        }
+        if size > 0 && self.budget().would_pass_watermark(size) && self.evicts() {
+            let shard = self.placement().shard_of(key.as_bytes());
+            self.evict_spares.store(usize::from(shard.0), Ordering::Relaxed);
         }
         let ordered = self.order(request, need, now, work)?;
         if size > 0 && self.budget().over_watermark() && self.evicts() {
@@ -405,7 +413,7 @@ impl Replica {
         slot.waiting.remove(&wait.ticket);
     }
 
-    /// Visits live entries of one shard under its lock, as [`store::Table::scan`] does.
+    /// Visits live entries of one shard under its lock, as [`crate::store::Table::scan`] does.
     pub fn scan(
         &self,
         shard: ShardId,

@@ -228,8 +228,12 @@ impl Replica {
         if self.wal.mode() == wal::Mode::Off {
             return Err(SnapshotError::Off);
         }
+        // On a slow disk each of what follows may take seconds.
+        let go_on = || if give_up() { Err(SnapshotError::GivenUp) } else { Ok(()) };
+        go_on()?;
         self.check_room(&*disk, dir)?;
         self.wal.rotate()?;
+        go_on()?;
         let mut unneeded = Vec::new();
         let before = self.adopted.lock().clone();
         let mut writer =
@@ -240,6 +244,7 @@ impl Replica {
             let of_shard = before.iter().filter(|file| file.shard == shard && !adopting);
             unneeded.extend(of_shard.copied());
         }
+        go_on()?;
         let durable = self.wal.sync_blocking()?;
         let finished = writer.finish(durable, damaged)?;
         for file in &unneeded {

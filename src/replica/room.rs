@@ -65,12 +65,13 @@ impl Replica {
     }
 
     /// Evicts until the node is below its high watermark or `bytes` are free again, going from
-    /// shard to shard of those that this node leads. Returns the bytes that came free.
+    /// shard to shard of those that this node leads, but the one written last. Returns the bytes
+    /// that came free.
     ///
     /// # Errors
     /// When the log has failed.
     pub fn evict(&self, bytes: u64, now: Timestamp, work: &mut Work) -> Result<u64, wal::Error> {
-        self.evict_while(bytes, now, Budget::over_watermark, work)
+        self.evict_while(bytes, now, true, Budget::over_watermark, work)
     }
 
     /// Evicts for another node, which holds copies of what this one leads: until `bytes` came free
@@ -79,7 +80,7 @@ impl Replica {
     /// # Errors
     /// When the log has failed.
     pub fn relieve(&self, bytes: u64, now: Timestamp, work: &mut Work) -> Result<u64, wal::Error> {
-        self.evict_while(bytes, now, |_| true, work)
+        self.evict_while(bytes, now, false, |_| true, work)
     }
 
     /// Makes room below the hard limit for `bytes` more.
@@ -94,7 +95,7 @@ impl Replica {
         }
         let short = |budget: &Budget| budget.would_exceed_limit(bytes);
         while bytes > 0 && short(self.budget()) {
-            if !self.evicts() || self.evict_while(bytes, now, short, work)? == 0 {
+            if !self.evicts() || self.evict_while(bytes, now, false, short, work)? == 0 {
                 return Err(Refusal::Full);
             }
         }
@@ -107,6 +108,7 @@ impl Replica {
         &self,
         bytes: u64,
         now: Timestamp,
+        spares_newest: bool,
         short: impl Fn(&Budget) -> bool,
         work: &mut Work,
     ) -> Result<u64, wal::Error> {
@@ -117,7 +119,11 @@ impl Replica {
                 break;
             }
             let shard = self.evict_next.fetch_add(1, Ordering::Relaxed) % shards;
-            freed += self.evict_from(ShardId(shard as u16), bytes - freed, now, work)?;
+            let is_spared =
+                spares_newest && shards > 1 && shard == self.evict_spares.load(Ordering::Relaxed);
+            if !is_spared {
+                freed += self.evict_from(ShardId(shard as u16), bytes - freed, now, work)?;
+            }
         }
         Ok(freed)
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -71,6 +72,9 @@ pub(super) struct Cluster {
     /// It hands over what it leads, to stop or to be stopped.
     goes: AtomicBool,
     tasks: TaskTracker,
+    /// As long as others can still ask: who does not see that it runs takes itself to have stood
+    /// still.
+    in_touch: JoinHandle<()>,
     pub(super) stop: CancellationToken,
 }
 
@@ -100,7 +104,9 @@ pub(super) struct Parts {
 impl Cluster {
     /// Begins to take part.
     pub(super) fn start(parts: Parts) -> Arc<Self> {
+        let in_touch = parts.replication.clone().stay_in_touch(parts.consensus.topology());
         let cluster = Arc::new(Self {
+            in_touch: tokio::spawn(in_touch),
             me: parts.me,
             about: parts.about,
             transport: parts.transport,
@@ -130,7 +136,6 @@ impl Cluster {
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
         cluster.run(udp::watch(cluster.clone()));
-        cluster.run(cluster.replication.clone().stay_in_touch(cluster.topology()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.
@@ -433,6 +438,7 @@ impl Cluster {
         self.tasks.wait().await;
         self.consensus.shutdown().await;
         self.transport.stop().await;
+        self.in_touch.abort();
     }
 }
 

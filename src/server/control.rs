@@ -129,6 +129,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
         let elected = cluster.now();
         let mut controller = Controller::new();
         let mut failovers = Failovers::default();
+        let mut told = Vec::new();
         while leadership.borrow().leads {
             let sight = cluster.sight();
             let topology = cluster.topology_now();
@@ -144,12 +145,20 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             }
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);
             inquiry::begin(&cluster, plan.inquire);
+            // What may lose writes is said before it can take place: this node may never hear whether
+            // it did.
+            let (grave, others): (Vec<Note>, Vec<Note>) =
+                plan.notes.into_iter().partition(|note| matches!(note, Note::Recovered { .. }));
+            if grave != told {
+                grave.iter().for_each(tell);
+                told = grave;
+            }
             let mut took_place = true;
             for command in plan.commands {
                 let before = topology.clone();
                 match cluster.consensus().propose(command.clone(), COMMAND_PATIENCE).await {
                     Ok(Outcome::Configured(0)) => took_place = false,
-                    Ok(_) => failovers.begin(&cluster, &before, &sight, &command, &plan.notes),
+                    Ok(_) => failovers.begin(&cluster, &before, &sight, &command, &others),
                     Err(error) => {
                         tracing::debug!(%error, "a plan did not take place");
                         took_place = false;
@@ -157,7 +166,7 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
                 }
             }
             if took_place {
-                plan.notes.iter().for_each(tell);
+                others.iter().for_each(tell);
             }
             let _ = tokio::time::timeout(PACE, cluster.evidence.notified()).await;
         }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::controller::Inquiry;
+use crate::peer::{Identity, KnockError};
 use crate::topology::{NodeId, Seat};
 use crate::wire::{self, Kind};
 
@@ -33,6 +34,8 @@ const ADDRESSES_MAX: usize = 16;
 struct Finding {
     /// Whether the node answered, in the life that was asked for.
     is_found: bool,
+    /// Whether a connection was taken somewhere, and nothing said on it.
+    may_hang: bool,
     /// By which address: what happened.
     tried: Vec<(String, String)>,
 }
@@ -75,13 +78,15 @@ async fn inquire(cluster: &Arc<Cluster>, node: NodeId, at: Duration) {
         let finding = asked.await.ok().and_then(|answer| wire::get::<Finding>(&answer).ok());
         (other.about.name.clone(), finding)
     });
-    let (here, others) = futures_util::join!(look_for(cluster, seat), join_all(ask_others));
-    let is_answered = here.is_found
-        || others.iter().any(|(_, finding)| finding.as_ref().is_some_and(|f| f.is_found));
+    let here = look_for(cluster, seat, &member.about.name);
+    let (here, others) = futures_util::join!(here, join_all(ask_others));
+    let mut findings = others.iter().filter_map(|(_, finding)| finding.as_ref()).chain([&here]);
+    let is_answered = findings.clone().any(|finding| finding.is_found);
+    let may_hang = findings.any(|finding| finding.may_hang);
     let told = tell(&member.about.name, &here, &others, is_answered);
     let mut inquiries = cluster.inquiries.lock();
     let Some(asked) = inquiries.get_mut(&node) else { return };
-    asked.inquiry = Some(Inquiry { at, is_answered });
+    asked.inquiry = Some(Inquiry { at, is_answered, may_hang });
     if asked.told != told {
         tracing::info!("{told}");
         asked.told = told;
@@ -115,31 +120,88 @@ fn tell(
 /// Answers another member that asks after a node.
 pub(super) async fn answer(cluster: &Arc<Cluster>, body: &Bytes) -> Vec<u8> {
     match wire::get::<Seat>(body) {
-        Ok(seat) => wire::to_vec(&look_for(cluster, seat).await),
+        Ok(seat) => {
+            let name = cluster.topology_now().name(seat.node);
+            wire::to_vec(&look_for(cluster, seat, &name).await)
+        }
         Err(_) => Vec::new(),
     }
 }
 
+/// What came of asking at one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Try {
+    Found,
+    /// The connection was taken, and nothing said on it.
+    Silent,
+    Failed,
+}
+
+impl Try {
+    /// What the answer, or its absence, means for the seat of a member of that name. One that has
+    /// just started, and still reads its log, knows no number yet, and may remember everything.
+    fn of(asked: &Result<Identity, KnockError>, seat: Seat, name: &str) -> (Self, String) {
+        match asked {
+            Ok(who) if who.node == Some(seat.node) && who.life == seat.life => {
+                (Self::Found, "it answers".to_owned())
+            }
+            Ok(who) if who.node.is_none() && who.name == name => {
+                (Self::Found, "it is starting".to_owned())
+            }
+            Ok(who) => (Self::Failed, format!("{} answers", who.name)),
+            Err(error @ KnockError::TimedOut) => (Self::Silent, error.to_string()),
+            Err(error) => (Self::Failed, error.to_string()),
+        }
+    }
+}
+
 /// Asks for a node at every address where it may be.
-async fn look_for(cluster: &Arc<Cluster>, seat: Seat) -> Finding {
+async fn look_for(cluster: &Arc<Cluster>, seat: Seat, name: &str) -> Finding {
     let knock = wire::to_vec(&Knock::Whereabouts);
     let tries = cluster.addresses_of(seat.node).into_iter().take(ADDRESSES_MAX).map(|addr| {
         let knock = &knock;
         async move {
             let transport = cluster.transport();
             let asked = transport.call_addr(&addr, Kind::Knock as u8, knock, ANSWER_WITHIN).await;
-            match asked {
-                Ok((who, _)) if who.node == Some(seat.node) && who.life == seat.life => {
-                    (addr, true, "it answers".to_owned())
-                }
-                Ok((who, _)) => (addr, false, format!("{} answers", who.name)),
-                Err(error) => (addr, false, error.to_string()),
-            }
+            let (outcome, told) = Try::of(&asked.map(|(who, _)| who), seat, name);
+            (addr, outcome, told)
         }
     });
     let outcomes = join_all(tries).await;
     Finding {
-        is_found: outcomes.iter().any(|(_, is_found, _)| *is_found),
-        tried: outcomes.into_iter().map(|(addr, _, outcome)| (addr, outcome)).collect(),
+        is_found: outcomes.iter().any(|(_, outcome, _)| *outcome == Try::Found),
+        may_hang: outcomes.iter().any(|(_, outcome, _)| *outcome == Try::Silent),
+        tried: outcomes.into_iter().map(|(addr, _, told)| (addr, told)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEAT: Seat = Seat { node: NodeId(2), life: 7 };
+
+    fn of(node: Option<u64>, name: &str, life: u64) -> Try {
+        let who = Identity {
+            cluster_id: node.map(|_| 1),
+            node: node.map(NodeId),
+            name: name.to_owned(),
+            life,
+            version: "0.1.0".to_owned(),
+            num_shards: 16,
+            peer_addr: "127.0.0.1:7701".to_owned(),
+        };
+        Try::of(&Ok(who), SEAT, "node2").0
+    }
+
+    #[test]
+    fn who_is_starting_is_there_and_another_life_or_name_is_not() {
+        assert_eq!(of(Some(2), "node2", 7), Try::Found);
+        assert_eq!(of(None, "node2", 7), Try::Found, "it reads its log");
+        assert_eq!(of(Some(2), "node2", 8), Try::Failed, "it has forgotten");
+        assert_eq!(of(Some(3), "node3", 7), Try::Failed);
+        assert_eq!(of(None, "node4", 9), Try::Failed, "a newborn at its old address");
+        assert_eq!(Try::of(&Err(KnockError::TimedOut), SEAT, "node2").0, Try::Silent);
+        assert_eq!(Try::of(&Err(KnockError::Lost), SEAT, "node2").0, Try::Failed);
     }
 }

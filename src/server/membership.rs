@@ -50,12 +50,12 @@ impl Cluster {
     }
 
     async fn decide(&self, command: Command, what: &'static str) -> Result<(), ActionError> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| ActionError::Failed { what, source };
         match self.consensus().propose(command, COMMAND_PATIENCE).await {
-            Ok(Outcome::Rejected(rejection)) => Err(failed(rejection.into())),
+            Ok(Outcome::Rejected(rejection)) => {
+                Err(ActionError::Failed { what, source: rejection.into() })
+            }
             Ok(_) => Ok(()),
-            Err(error) => Err(failed(error.into())),
+            Err(error) => Err(ActionError::NotAgreed { what, source: error.into() }),
         }
     }
 }

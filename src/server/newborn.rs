@@ -201,6 +201,7 @@ impl Nursery {
 fn silence(error: &KnockError) -> Silence {
     match error {
         KnockError::Rejected(_) => Silence::Refused,
+        KnockError::Unresolved(_) => Silence::Unresolved,
         _ => Silence::NoAnswer,
     }
 }

@@ -144,12 +144,14 @@ impl<'a> ClusterView<'a> {
         }
     }
 
-    /// Copies on this node that vote, or shall, and are behind; and those of them whose shards are
-    /// served.
+    /// Copies on this node that vote, or did before it lost its memory, and are behind; and those
+    /// of the former whose shards are served.
     pub(super) fn copies_behind(&self) -> (u64, u64) {
         let replica = self.cluster.replication().replica();
         let me = replica.me();
         let (mut behind, mut coming) = (0, 0);
+        let lost = |seat: &Seat| seat.node == me.node && seat.life != me.life;
+        behind += self.topology.shards.iter().filter(|c| c.voters.iter().any(lost)).count() as u64;
         for status in replica.status() {
             let votes = self.topology.shard(status.shard).is_some_and(|c| c.is_voter(me));
             if votes && !status.level {

@@ -5,9 +5,9 @@
 //! other addresses find each other, and can then elect one. Each enters its new address in the
 //! topology afterwards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::peer::{Down, Link, Refusal, Source, State};
 use crate::topology::NodeId;
@@ -124,25 +124,39 @@ fn hear_answer(cluster: &Cluster, answer: &[u8]) {
     }
 }
 
-/// Tells newborns at members' addresses that they are known: their disks were wiped.
+/// Tells newborns at members' addresses that they are known: their disks were wiped. At once, since
+/// one that lists nobody founds a cluster of its own unless it hears from this one first.
 pub(super) async fn tell_newborns(cluster: Arc<Cluster>) {
-    let links = cluster.transport().links();
-    let body = wire::to_vec(&Knock::Member);
+    let mut links = cluster.transport().links();
+    let mut told: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
-        tokio::time::sleep(TELL_NEWBORN_PAUSE).await;
-        let newborn = |link: &Link| {
-            matches!(link.state, State::Down { why: Down::Rejected(Refusal::NotMember), .. })
-        };
-        let now = links.borrow().clone();
-        for (node, _) in now.iter().filter(|(_, link)| newborn(link)) {
-            let Some(addr) = cluster.transport().addresses(*node).into_iter().next() else {
+        let newborns = newborns(&links.borrow_and_update());
+        for node in newborns {
+            if told.get(&node).is_some_and(|last| last.elapsed() < TELL_NEWBORN_PAUSE) {
                 continue;
-            };
-            let told =
-                cluster.transport().call_addr(&addr, Kind::Knock as u8, &body, TELL_NEWBORN_PAUSE);
-            if let Err(error) = told.await {
-                tracing::debug!(addr, %error, "a newborn could not be told of its cluster");
             }
+            told.insert(node, Instant::now());
+            tokio::spawn(tell_newborn(Arc::clone(&cluster), node));
         }
+        let next_look = tokio::time::timeout(TELL_NEWBORN_PAUSE, links.changed());
+        if let Ok(Err(_closed)) = next_look.await {
+            return;
+        }
+    }
+}
+
+fn newborns(links: &BTreeMap<NodeId, Link>) -> Vec<NodeId> {
+    let is_newborn = |link: &Link| {
+        matches!(link.state, State::Down { why: Down::Rejected(Refusal::NotMember), .. })
+    };
+    links.iter().filter(|(_, link)| is_newborn(link)).map(|(node, _)| *node).collect()
+}
+
+async fn tell_newborn(cluster: Arc<Cluster>, node: NodeId) {
+    let Some(addr) = cluster.transport().addresses(node).into_iter().next() else { return };
+    let body = wire::to_vec(&Knock::Member);
+    let told = cluster.transport().call_addr(&addr, Kind::Knock as u8, &body, TELL_NEWBORN_PAUSE);
+    if let Err(error) = told.await {
+        tracing::debug!(addr, %error, "a newborn could not be told of its cluster");
     }
 }

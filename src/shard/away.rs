@@ -1,9 +1,10 @@
 //! A copy whose process stood still, or was out of touch: what it was level with may be long past.
 //!
 //! Others may have ordered meanwhile, and what lies in this node's socket buffers was said before
-//! it woke; what others sent into a cut comes seconds after it is mended. So nothing that comes unasked makes such a copy level again: a follower asks its primary
-//! where the log ends, and the primary answers after a round that confirms its epoch; a primary
-//! needs a round itself (`primary`). Either holds then all that was committed before it asked.
+//! it woke; what others sent into a cut comes seconds after it is mended. So nothing that comes
+//! unasked makes such a copy level again: a follower asks its primary where the log ends, and the
+//! primary answers after a round that confirms its epoch; a primary needs a round itself
+//! (`primary`). Either holds then all that was committed before it asked.
 
 use super::message::Message;
 use super::{Outputs, Role, Shard};

@@ -254,7 +254,7 @@ impl Shard {
         }
     }
 
-    /// Sends records again to whoever does not get on, and asks again what had no answer.
+    /// Asks whoever does not get on where it stands, and asks again what had no answer.
     pub(super) fn tick_primary(&mut self, out: &mut Outputs) {
         let last = self.last().seq;
         let (Role::Leading(primary), Some(configuration)) = (&mut self.role, &self.configuration)
@@ -269,7 +269,7 @@ impl Shard {
             }
             progress.stalled += 1;
             if progress.stalled.is_multiple_of(RESEND_TICKS) {
-                stalled.push((*seat, progress.acked));
+                stalled.push(*seat);
             }
             if progress.stalled.is_multiple_of(OVERDUE_TICKS) && configuration.is_voter(*seat) {
                 let counted = progress.acked.max(progress.missed).max(primary.first - 1);
@@ -286,8 +286,9 @@ impl Shard {
             rounds.ticks += 1;
             again = rounds.ticks.is_multiple_of(RESEND_TICKS);
         }
-        for (seat, acked) in stalled {
-            self.send_from(seat, acked, out);
+        // It may have all records, and a disk that takes its time: whoever lacks any says so.
+        for seat in stalled {
+            self.send_from(seat, 0, out);
         }
         if again {
             self.ask_for_confirmation(out);

@@ -245,6 +245,31 @@ fn a_copy_that_gave_a_write_up_does_not_hold_it() {
 }
 
 #[test]
+fn a_copy_that_has_all_and_a_slow_disk_is_asked_and_sent_nothing_twice() {
+    let mut shards = copies();
+    configure(&mut shards, &three_voters(1, 1), &[]);
+    // Copy 2 has the record, and its log is slow; copy 3 lacks it.
+    let mut out = Outputs::default();
+    shards[0].write(put("a", Ttl::Unlimited, 0), None, NOW, &mut out).expect("it leads");
+    settle(&mut shards[0], &mut out);
+    let arrives = out.messages.iter().find(|envelope| envelope.to == seat(2)).expect("to copy 2");
+    shards[1].receive(arrives.clone(), NOW, &mut Outputs::default());
+    assert_eq!((shards[1].last(), shards[2].last()), (at(1, 2), at(1, 1)));
+    let mut out = Outputs::default();
+    for _ in 0..8 * RESEND_TICKS {
+        shards[0].tick(NOW, &mut out);
+    }
+    let brings = |envelope: &Envelope| match &envelope.message {
+        Message::Append { records, .. } => records.len(),
+        _ => 0,
+    };
+    assert!(!out.messages.is_empty());
+    assert_eq!(out.messages.iter().map(brings).sum::<usize>(), 0, "{:?}", out.messages);
+    carry(&mut shards, out, &[]);
+    assert_eq!(shards[2].last(), at(1, 2));
+}
+
+#[test]
 fn what_is_settled_stays_settled_though_it_is_told_late() {
     let mut shards = vec![copy(1)];
     configure(&mut shards, &Arc::new(Configuration::alone(1, seat(1))), &[]);

@@ -102,6 +102,11 @@ impl Budget {
         self.used().saturating_sub(self.watermark.load(Ordering::Relaxed))
     }
 
+    /// Whether eviction starts once there are `extra` bytes more.
+    pub fn would_pass_watermark(&self, extra: u64) -> bool {
+        self.used() + extra > self.watermark.load(Ordering::Relaxed)
+    }
+
     /// Whether eviction should be going on.
     pub fn over_watermark(&self) -> bool {
         self.excess() > 0

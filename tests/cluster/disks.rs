@@ -1,10 +1,11 @@
-//! A disk that is slow, or stuck: who waits for it leads nothing while others can.
+//! A disk that is slow, or stuck: who waits for it leads nothing while others can, and who is slow to
+//! start for it has not forgotten.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Cluster, Load, Node, PATIENCE, eventually, slow_disk};
+use crate::support::{Cluster, Load, Node, PATIENCE, Shard, eventually, impatient, slow_disk};
 
 /// What an fsync takes on the slow disk.
 const SLOW: Duration = Duration::from_secs(3);
@@ -12,6 +13,15 @@ const SLOW: Duration = Duration::from_secs(3);
 /// A disk is slow after three seconds; the rest is for an fsync that is under way, and for the
 /// machine.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(15);
+
+/// What an fsync takes for one that is slow to start.
+const SLOW_START: Duration = Duration::from_secs(16);
+
+/// Who is gone would be given up by then.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(14);
+
+/// `drain_timeout`, five seconds for the topology, and some fsyncs.
+const STOPPED_WITHIN: Duration = Duration::from_secs(26);
 
 /// How long it is watched how quick writes are when others lead.
 const WATCHED: Duration = Duration::from_secs(6);
@@ -125,4 +135,82 @@ async fn a_leader_of_the_topology_whose_disk_is_slow_leads_nothing_either() {
     let Some(cluster) = on_disks("a leader whose disk is slow").await else { return };
     let node = cluster.leader().await;
     leads_nothing_while_its_disk_is_slow(cluster, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_waits_for_its_disk_knows_that_its_majority_is_gone() {
+    let Some(mut cluster) = on_disks("a leader that waits for its disk").await else { return };
+    let leader = cluster.leader().await;
+    cluster.nodes[leader].set_fsync(SLOW_START);
+    for other in cluster.others(leader) {
+        cluster.nodes[other].kill();
+    }
+    eventually("it leads no more", SLOW_START / 2, async || {
+        let view = cluster.ops(leader, "/cluster").await?;
+        view["leader"].is_null().then_some(()).ok_or_else(|| format!("{view}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_waits_for_its_disk_and_for_others_stops_in_time() {
+    let Some(shim) = slow_disk("a stop on a slow disk") else { return };
+    let settings = json!({ "wal_mode": "sync", "drain_timeout": "1s" });
+    let mut cluster = Cluster::lay_out(3, settings).await;
+    cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
+    let mut cluster = cluster.started().await;
+    let load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let node = cluster.leader().await;
+    cluster.nodes[node].set_fsync(SLOW);
+    for other in cluster.others(node) {
+        cluster.nodes[other].kill();
+    }
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let (mark, began) = (cluster.nodes[node].log_mark(), Instant::now());
+    cluster.nodes[node].stop(STOPPED_WITHIN).await;
+    println!("stopped after {:?}", began.elapsed());
+    let log = cluster.nodes[node].log_since(mark);
+    assert!(!log.contains("stood still"), "{log}");
+    let record = load.stop().await;
+    cluster.nodes[node].set_fsync(Duration::ZERO);
+    for node in 0..3 {
+        cluster.nodes[node].spawn();
+    }
+    cluster.wait_ready().await;
+    record.assert_nothing_lost(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_are_slow_to_start_are_waited_for() {
+    let Some(shim) = slow_disk("voters that are slow to start") else { return };
+    let mut settings = impatient();
+    settings["wal_mode"] = "sync".into();
+    let mut cluster = Cluster::lay_out(5, settings).await;
+    cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
+    let mut cluster = cluster.started().await;
+    let load = Load::start(&cluster).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let record = load.stop().await;
+    let leader = cluster.leader().await;
+    let slow: [usize; 2] = cluster.others(leader)[..2].try_into().unwrap();
+    let names = slow.map(|node| cluster.nodes[node].name.clone());
+    let shards = cluster.shards(leader).await.unwrap();
+    let is_theirs = |shard: &Shard| names.iter().all(|name| shard.voters.contains(name));
+    assert!(shards.iter().any(is_theirs), "no shard's majority is theirs");
+    for node in slow {
+        cluster.nodes[node].kill();
+        cluster.nodes[node].set_fsync(SLOW_START);
+        cluster.nodes[node].spawn();
+    }
+    tokio::time::sleep(GIVEN_UP_AFTER).await;
+    for node in slow {
+        assert!(!cluster.nodes[node].has_begun(), "its start was not slow");
+        cluster.nodes[node].set_fsync(Duration::ZERO);
+    }
+    cluster.wait_ready().await;
+    cluster.wait_healthy(PATIENCE).await;
+    cluster.assert_nothing_unclean("two of five were slow to start").await;
+    cluster.wait_equal(PATIENCE).await;
+    record.assert_nothing_lost(&cluster).await;
 }

@@ -3,10 +3,16 @@
 
 use std::time::Duration;
 
-use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, wants_all_cases};
+use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, eventually, wants_all_cases};
 
 /// Writes go on so soon after links were cut, or the node came back on which they depend.
 const CUT_BUDGET: Duration = Duration::from_secs(3);
+
+/// Once the way round is known, it costs a little time only.
+const LATER_BUDGET: Duration = Duration::from_secs(1);
+
+/// A leader that is worse connected than another lets that one lead.
+const LED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Where there are more nodes on the way.
 const CHAIN_BUDGET: Duration = Duration::from_secs(6);
@@ -20,6 +26,9 @@ struct Case {
     ways: Ways,
     /// Whether an end of the link has only just come back, and leads nothing yet.
     before_balance: bool,
+    /// Whether it is looked for that the third leads the topology before it is restarted: for once,
+    /// since leaderships are given away seldom.
+    moves_leader: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +40,8 @@ enum Ways {
     Back,
     /// The first cannot dial the second; what the second dials works.
     NoDialling,
+    /// Gossip alone gets through.
+    NoTcp,
 }
 
 impl Ways {
@@ -40,32 +51,35 @@ impl Ways {
             Self::Forth => vec![Loss::of(Traffic::Any, a, b)],
             Self::Back => vec![Loss::of(Traffic::Any, b, a)],
             Self::NoDialling => vec![Loss::of(Traffic::Dialled, a, b)],
+            Self::NoTcp => Loss::between(Traffic::Tcp, a, b).into(),
         }
     }
 }
 
 const fn case(link: [usize; 2], ways: Ways) -> Case {
-    Case { link, ways, before_balance: false }
+    Case { link, ways, before_balance: false, moves_leader: false }
 }
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case([0, 1], Ways::Both),
+        Case { moves_leader: true, ..case([0, 1], Ways::Both) },
         case([0, 1], Ways::Forth),
         Case { before_balance: true, ..case([0, 1], Ways::Both) },
-        case([1, 2], Ways::Back),
     ];
     if wants_all_cases() {
         cases.extend([
             case([0, 1], Ways::Back),
             case([0, 1], Ways::NoDialling),
+            case([0, 1], Ways::NoTcp),
             case([1, 0], Ways::NoDialling),
             case([0, 2], Ways::Both),
             case([0, 2], Ways::Forth),
             case([0, 2], Ways::Back),
             case([1, 2], Ways::Both),
+            case([1, 2], Ways::Back),
             case([1, 2], Ways::Forth),
             case([1, 2], Ways::NoDialling),
+            case([1, 2], Ways::NoTcp),
             Case { before_balance: true, ..case([1, 0], Ways::Forth) },
             Case { before_balance: true, ..case([2, 1], Ways::Both) },
         ]);
@@ -88,17 +102,42 @@ async fn cut(trial: &mut Trial, case: &Case) {
     trial.cluster.network().lose(case.ways.losses(a, b));
     trial.assert_writable(&[0, 1, 2], &format!("{what}, at once"), CUT_BUDGET).await;
     trial.assert_ready(&[0, 1, 2], &what, Trial::PAST_GIVING_UP).await;
-    trial.assert_all_vote(&what).await;
-    trial.assert_writable(&[0, 1, 2], &format!("{what}, later"), CUT_BUDGET).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
+    trial.assert_writable(&[0, 1, 2], &format!("{what}, later"), LATER_BUDGET).await;
+    trial.assert_in_touch(&[0, 1, 2], &format!("{what}, later")).await;
+    if case.moves_leader {
+        assert!(trial.cluster.metrics("aegis_relayed_messages_total").await.unwrap() > 0);
+        eventually("the third leads, who has all its connections", LED_WITHIN, async || {
+            let leader = trial.cluster.leader().await;
+            if leader == third { Ok(()) } else { Err(format!("node{} leads", leader + 1)) }
+        })
+        .await;
+    }
     trial.cluster.nodes[third].stop(PATIENCE).await;
     trial.cluster.restart(third).await;
     trial.assert_writable(&[0, 1, 2], &format!("{what}, third back"), CUT_BUDGET).await;
     tokio::time::sleep(SPREAD).await;
-    trial.assert_writable(&[0, 1, 2], &format!("{what}, spread"), CUT_BUDGET).await;
+    trial.assert_writable(&[0, 1, 2], &format!("{what}, spread"), LATER_BUDGET).await;
     trial.assert_ready(&[0, 1, 2], &what, Duration::from_millis(1)).await;
     trial.cluster.network().mend();
     trial.cluster.wait_healthy(PATIENCE).await;
-    trial.assert_all_vote(&what).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
+}
+
+/// A node that only gossip tells of cannot do its work, so others lead its shards; but it is there,
+/// and keeps its votes.
+async fn no_connection_leads_to(trial: &mut Trial, node: usize) {
+    let what = format!("no TCP with node{}", node + 1);
+    let others = trial.cluster.others(node);
+    let losses = others.iter().flat_map(|other| Ways::NoTcp.losses(node, *other));
+    trial.cluster.network().lose(losses);
+    trial.assert_writable(&others, &what, CUT_BUDGET).await;
+    trial.assert_ready(&others, &what, Trial::PAST_GIVING_UP).await;
+    trial.assert_all_vote(&others, &what).await;
+    trial.cluster.network().mend();
+    trial.cluster.wait_healthy(PATIENCE).await;
+    trial.assert_writable(&[0, 1, 2], &what, CUT_BUDGET).await;
+    trial.assert_all_vote(&[0, 1, 2], &what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,6 +147,8 @@ async fn what_a_link_carried_goes_by_way_of_the_third() {
     for case in cases() {
         cut(&mut trial, &case).await;
     }
+    let leader = trial.cluster.leader().await;
+    no_connection_leads_to(&mut trial, leader).await;
     trial.assert_all_there(&[0, 1, 2], "links were cut").await;
     trial.end().await;
 }
@@ -121,12 +162,36 @@ async fn a_chain_of_five_serves_every_key_from_end_to_end() {
     let all = [0, 1, 2, 3, 4];
     trial.assert_writable(&all, "a chain", CHAIN_BUDGET).await;
     trial.assert_ready(&all, "a chain", Trial::PAST_GIVING_UP).await;
-    trial.assert_all_vote("a chain").await;
+    trial.assert_all_vote(&all, "a chain").await;
     trial.load.disturb(4, || trial.cluster.nodes[4].kill());
     trial.assert_writable(&all[..4], "a chain that lost its end", CHAIN_BUDGET).await;
     trial.cluster.restart(4).await;
     trial.load.is_over(4);
     trial.assert_writable(&all, "a chain that got its end back", CHAIN_BUDGET).await;
     trial.cluster.network().mend();
+    trial.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_two_are_left_and_one_can_dial_its_connection_serves_both() {
+    let Some(network) = Network::for_test("two nodes of which one can dial", 3) else { return };
+    let mut trial = Trial::start(network, 3).await;
+    let [leader, other, third] = trial.leader_first().await.try_into().unwrap();
+    trial.load.disturb(third, || trial.cluster.nodes[third].kill());
+    trial.assert_writable(&[leader, other], "two are left", CUT_BUDGET).await;
+    for [from, to] in [[leader, other], [other, leader]] {
+        let what = format!("of two left node{} cannot dial", from + 1);
+        let mark = trial.cluster.nodes[from].log_mark();
+        trial.cluster.network().lose(Ways::NoDialling.losses(from, to));
+        trial.assert_writable(&[leader, other], &what, CUT_BUDGET).await;
+        trial.assert_ready(&[leader, other], &what, Trial::PAST_GIVING_UP).await;
+        trial.assert_writable(&[leader, other], &format!("{what}, later"), LATER_BUDGET).await;
+        let of_it = |line: &str| line.contains("cannot be dialled");
+        trial.cluster.wait_log(from, mark, "what to open", PATIENCE, of_it).await;
+        trial.cluster.network().mend();
+    }
+    trial.cluster.restart(third).await;
+    trial.load.is_over(third);
+    trial.cluster.wait_healthy(PATIENCE).await;
     trial.end().await;
 }

@@ -20,7 +20,6 @@ mod partition;
 mod races;
 mod readiness;
 mod refusals;
-mod relay;
 mod removal;
 mod serving;
 mod support;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, Cut, Network, PATIENCE, eventually};
+use crate::support::{Cluster, Cut, Network, PATIENCE, Shard, eventually, impatient};
 
 /// The larger part takes writes again so soon.
 const MAJORITY_WITHIN: Duration = Duration::from_secs(3);
@@ -197,4 +197,30 @@ async fn a_node_without_its_quorum_refuses_and_recovers_when_one_other_is_back()
     for key in &keys {
         assert_eq!(cluster.get(2, key).await.as_deref(), Some("two"), "{key}");
     }
+}
+
+/// A host that is off takes no connections, so nothing on it merely hangs: nobody waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_of_which_two_copies_were_on_hosts_that_are_off_go_on_with_the_third() {
+    let Some(network) = Network::for_test("hosts that are off", 5) else { return };
+    let cluster = Cluster::start_in(network, 5, impatient()).await;
+    let leader = cluster.leader().await;
+    let shards = cluster.shards(leader).await.unwrap();
+    let voters = |shard: &Shard| {
+        let others = cluster.others(leader).into_iter();
+        others.filter(|other| shard.voters.contains(&cluster.nodes[*other].name)).collect()
+    };
+    let off: Vec<usize> = voters(&shards[0]);
+    let off = &off[..2];
+    off.iter().for_each(|node| cluster.network().unplug(*node));
+    eventually("every shard is served again", PATIENCE, async || {
+        let view = cluster.ops(leader, "/cluster").await?;
+        let mut recovered = 0;
+        for node in (0..5).filter(|node| !off.contains(node)) {
+            recovered += cluster.metric(node, "aegis_unclean_recovery_total").await?;
+        }
+        let is_served = view["shards"]["unavailable"] == 0 && recovered > 0;
+        is_served.then_some(()).ok_or_else(|| format!("{recovered} recovered: {view}"))
+    })
+    .await;
 }

@@ -1,6 +1,7 @@
 //! Any node serves any key, and says how many copies have it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -207,4 +208,21 @@ async fn a_lone_node_is_a_cluster_that_nobody_stands_in_for() {
     let why = refused["checks"]["write_quorum"].as_str().unwrap();
     assert!(why.contains("only member") && why.contains("16 shards"), "{why}");
     cluster.wait_equal(PATIENCE).await;
+}
+
+/// Unoptimised, with all that a node says to others each tenth of a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_nobody_asks_anything_of_hardly_work() {
+    let mut cluster = Cluster::start(3, json!({})).await;
+    cluster.wait_healthy(PATIENCE).await;
+    let spent = |cluster: &Cluster| -> Vec<Duration> {
+        cluster.nodes.iter().map(|node| node.cpu()).collect()
+    };
+    let before = spent(&cluster);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for (node, (before, after)) in before.into_iter().zip(spent(&cluster)).enumerate() {
+        let took = after - before;
+        println!("node{} took {took:?} of 5 s", node + 1);
+        assert!(took < Duration::from_millis(1_000), "node{} took {took:?} of 5 s", node + 1);
+    }
 }

@@ -8,6 +8,7 @@ mod sight {
 }
 
 #[expect(dead_code, reason = "the unit tests use more of it")]
+#[expect(clippy::unwrap_used, reason = "it is part of tests")]
 #[path = "../../src/controller/world.rs"]
 mod world;
 
@@ -32,6 +33,9 @@ fn history(seed: u64) {
     let nodes: u64 = if random.random_range(0..3) == 0 { 5 } else { 3 };
     let mut world = SETTLED.with(|settled| settled[usize::from(nodes == 5)].clone());
     world.settings.rebalance_delay = Duration::from_secs(6);
+    if random.random_range(0..4) == 0 {
+        hide(&mut world, nodes, &mut random);
+    }
     let node = |random: &mut SmallRng| random.random_range(1..=nodes);
     for _ in 0..random.random_range(2..9) {
         let way = [Way::Tcp, Way::Tcp, Way::Udp, Way::Dial][random.random_range(0..4)];
@@ -39,8 +43,8 @@ fn history(seed: u64) {
         match random.random_range(0..10) {
             0..3 if a != b => world.part(way, a, b),
             3 if a != b => world.cut(way, a, b),
-            4 => (1..=nodes).filter(|b| *b != a).for_each(|b| world.cut(way, b, a)),
-            5 => (1..=nodes).filter(|b| *b != a).for_each(|b| world.part(way, a, b)),
+            4 => others(nodes, a).for_each(|b| world.cut(way, b, a)),
+            5 => others(nodes, a).for_each(|b| world.part(way, a, b)),
             6 => world.kill(a),
             7 => world.revive(a, Memory::Kept),
             8 if random.random_range(0..3) == 0 => world.misplace(a),
@@ -50,6 +54,36 @@ fn history(seed: u64) {
         world.run(STEP * random.random_range(1..60));
     }
     world.run(Duration::from_secs(10));
+}
+
+/// Two nodes that no connection leads to: one way alone tells of them, or none before they are
+/// asked everywhere. It may be that one node's gossip hears nobody, or that nobody leads meanwhile,
+/// so that whoever does afterwards finds a long silence.
+fn hide(world: &mut World, nodes: u64, random: &mut SmallRng) {
+    let deaf = random.random_range(1..=nodes);
+    if random.random() {
+        others(nodes, deaf).for_each(|other| world.cut(Way::Udp, other, deaf));
+    }
+    for _ in 0..2 {
+        let hidden = random.random_range(1..=nodes);
+        if random.random() {
+            world.misplace(hidden);
+        } else {
+            others(nodes, hidden).for_each(|other| world.part(Way::Tcp, hidden, other));
+        }
+    }
+    let is_leaderless = random.random();
+    if is_leaderless {
+        (1..=nodes).for_each(|a| others(nodes, a).for_each(|b| world.cut(Way::Tcp, a, b)));
+    }
+    world.run(Duration::from_secs(10));
+    if is_leaderless {
+        world.mend();
+    }
+}
+
+fn others(nodes: u64, node: u64) -> impl Iterator<Item = u64> {
+    (1..=nodes).filter(move |other| *other != node)
 }
 
 /// What a history complains of, if anything.
@@ -80,7 +114,6 @@ mod mutants {
     macro_rules! is_noticed {
         ($($test:ident: $mutation:ident;)*) => {
             $(#[test]
-            #[ignore = "takes minutes, and not each was seen to be noticed yet; run it by name"]
             fn $test() {
                 mutation::set(Some(Mutation::$mutation));
                 let first = crate::number("AEGIS_SEED").unwrap_or(1);

@@ -1,5 +1,6 @@
 //! Schedules that chance does not hit: those of figure 8 in Raft's paper (Ongaro and Ousterhout,
-//! 2014), and of a primary that changes its voters too early. Copies alone, messages by hand.
+//! 2014), of a primary that changes its voters too early, and of one that was deposed and is asked.
+//! Copies alone, messages by hand.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -198,6 +199,27 @@ fn lost_by_changing_voters() -> bool {
     copies.of(4).is_active() && !copies.has(4)
 }
 
+/// A copy that was away asks a primary that three of five have left for another. Answers whether it
+/// takes itself for level, and lacks what was committed before it woke.
+fn level_by_a_deposed_primary() -> bool {
+    let mut copies = Copied::new(5);
+    let all = [1, 2, 3, 4, 5];
+    copies.configure(1, &configuration(1, 1, &all, &[]), &|_| true);
+    copies.configure(2, &configuration(1, 1, &all, &[]), &|_| true);
+    assert!(copies.of(2).is_level());
+    copies.configure(3, &configuration(2, 3, &all, &[]), &among(&[3, 4, 5]));
+    copies.write(3, 1, &among(&[3, 4, 5])).expect("3 leads");
+    assert_eq!(copies.answers.len(), 1, "3, 4 and 5 have it");
+    let away = (NOW, Timestamp(NOW.0 + 8_000));
+    copies.act(2, &among(&[1, 2]), |shard, out| shard.was_away(away, out));
+    copies.of(2).is_level() && !copies.has(2)
+}
+
+#[test]
+fn a_primary_tells_where_the_log_ends_only_once_a_majority_confirms_it() {
+    assert!(!level_by_a_deposed_primary());
+}
+
 #[test]
 fn figure_8_a_majority_of_copies_is_not_enough_for_a_record_of_an_older_epoch() {
     assert!(!told_of_what_is_given_up());
@@ -216,6 +238,13 @@ mod broken {
     fn figure_8_shows_what_counting_older_records_does() {
         set(Some(Mutation::OlderEpochsCount));
         assert!(super::told_of_what_is_given_up());
+        set(None);
+    }
+
+    #[test]
+    fn a_primary_that_tells_where_its_log_ends_unconfirmed_shows_what_is_old() {
+        set(Some(Mutation::ReadIndexUnconfirmed));
+        assert!(super::level_by_a_deposed_primary());
         set(None);
     }
 

@@ -66,7 +66,6 @@ is_noticed! {
     a_copy_that_does_not_see_that_it_was_away: AwayUnnoticed, machines_stand_still;
     a_copy_that_was_away_and_trusts_what_it_did_not_ask_for: UnaskedCounts, machines_stand_still;
     a_primary_that_was_away_and_trusts_itself: LevelUnconfirmed, machines_stand_still;
-    a_primary_that_tells_where_its_log_ends_unconfirmed: ReadIndexUnconfirmed, machines_stand_still;
 }
 
 #[test]

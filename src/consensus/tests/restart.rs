@@ -163,3 +163,14 @@ async fn when_the_file_fails_the_node_is_told_to_stop() {
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
     net.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_raft_ends_by_itself_the_node_is_told_to_stop() {
+    let net = Net::founded(1).await;
+    let node = net.node(1);
+    let mut failure = node.failure();
+    node.inner.raft.shutdown().await.unwrap();
+    let told = failure.wait_for(Option::is_some);
+    tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+    net.end().await;
+}

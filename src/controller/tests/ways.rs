@@ -35,6 +35,17 @@ fn lost_gossip_alone_changes_nothing() {
 }
 
 #[test]
+fn a_link_that_is_cut_where_gossip_is_lost_changes_nothing_either() {
+    let mut world = World::of(3, SHARDS);
+    for (a, b) in [(1, 2), (1, 3), (2, 3)] {
+        world.part(Way::Udp, a, b);
+    }
+    changes_nothing(&mut world, "no gossip");
+    world.part(Way::Tcp, 1, 2);
+    changes_nothing(&mut world, "and a link");
+}
+
+#[test]
 fn a_node_that_others_reach_goes_on_and_is_given_no_more_work() {
     let mut world = World::of(3, SHARDS);
     world.part(Way::Tcp, 1, 2);
@@ -87,6 +98,22 @@ fn nobody_is_gone_of_whom_somebody_elses_gossip_tells() {
 }
 
 #[test]
+fn what_a_node_hears_counts_also_where_only_that_node_can_dial() {
+    let mut world = World::of(5, SHARDS);
+    // The leader hears no gossip, and can dial nobody: all it has is what node2 dialled.
+    (2..=5).for_each(|other| world.cut(Way::Udp, other, 1));
+    (2..=5).for_each(|other| world.cut(Way::Dial, 1, other));
+    world.cut(Way::Dial, 5, 1);
+    for hidden in [3, 4] {
+        (1..=5).filter(|other| *other != hidden).for_each(|b| world.part(Way::Tcp, hidden, b));
+    }
+    world.run(LONG);
+    assert!(world.changes.iter().all(|change| !change.to.unclean), "{:?}", world.changes);
+    let votes = world.votes();
+    assert!(votes[2] > 0 && votes[3] > 0, "node2 hears them: {votes:?}");
+}
+
+#[test]
 fn who_answers_when_asked_is_not_gone() {
     let mut world = World::of(3, SHARDS);
     world.misplace(2);
@@ -95,6 +122,20 @@ fn who_answers_when_asked_is_not_gone() {
     assert!(world.changes.iter().all(|change| !change.to.unclean));
     world.settle();
     assert_eq!(world.primaries(), [10, 10, 10]);
+}
+
+#[test]
+fn nodes_that_take_connections_and_say_nothing_may_remember() {
+    let mut world = World::of(5, SHARDS);
+    world.hang(4);
+    world.hang(5);
+    world.run(LONG);
+    assert!(world.changes.iter().all(|change| !change.to.unclean));
+    assert!(world.notes.iter().any(|note| matches!(note, Note::Withheld { .. })));
+    world.kill(4);
+    world.kill(5);
+    world.run(LONG);
+    assert!(world.changes.iter().any(|change| change.to.unclean), "they have ended");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::World;
+use super::{Inquiry, World};
 use crate::topology::NodeId;
 
 /// A way by which nodes hear of each other.
@@ -16,6 +16,9 @@ pub(in super::super) enum Way {
     /// Gossip; what a node hears it tells those who hear it.
     Udp,
 }
+
+/// How long it takes to ask a node everywhere.
+const INQUIRY_TAKES: Duration = Duration::from_secs(1);
 
 impl World {
     /// A node is at another address, and nobody knows.
@@ -115,10 +118,36 @@ impl World {
             || members().any(|third| self.hears(node, *third) && self.hears(*third, other))
     }
 
+    /// Whether somebody could tell the leader of a node, or it could be found if it was asked.
+    pub(super) fn may_be_found(&self, node: NodeId) -> bool {
+        self.reached_among(self.leader, |_| true).contains(&node) || self.is_told_of(node)
+    }
+
     /// Whether any way tells the leader that a node lives.
     pub(in super::super) fn is_told_of(&self, node: NodeId) -> bool {
         let reached = self.reached_from(self.leader);
         let tells = |by: &NodeId| *by != node && self.has_for_alive(*by, node);
         !self.is_down(node) && (reached.contains(&node) || reached.iter().any(tells))
+    }
+
+    /// Begins to ask a node everywhere over TCP.
+    pub(super) fn ask(&mut self, node: NodeId) {
+        self.asked.entry(node).or_insert(self.now);
+    }
+
+    /// Who answers is found.
+    pub(super) fn hear_answers(&mut self) {
+        let now = self.now;
+        let asked = self.asked.extract_if(.., |_, since| now >= *since + INQUIRY_TAKES);
+        for (node, at) in asked.collect::<Vec<_>>() {
+            let reached = self.reached_among(self.leader, |_| true);
+            let is_answered = reached.contains(&node);
+            let may_hang = self.processes[&node].hung_since.is_some()
+                && reached.iter().any(|by| self.are_linked(*by, node));
+            self.inquiries.insert(node, Inquiry { at, is_answered, may_hang });
+            if is_answered && let Some(process) = self.processes.get_mut(&node) {
+                process.misplaced_since = None;
+            }
+        }
     }
 }

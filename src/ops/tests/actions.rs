@@ -72,6 +72,13 @@ async fn a_reload_says_what_it_applied_or_all_that_is_wrong() {
     let failed = post(&node, "/admin/reload").await;
     assert_eq!(failed.status, 500);
     assert_eq!(failed.detail(), "reading config.json failed: disk on fire");
+    *node.reload.lock() = Some(Err(ActionError::NotAgreed {
+        what: "recommissioning",
+        source: Box::new(std::io::Error::other("no node leads it")),
+    }));
+    let undecided = post(&node, "/admin/reload").await;
+    assert_eq!(undecided.status, 503);
+    assert_eq!(undecided.detail(), "recommissioning is not agreed on: no node leads it");
     *node.reload.lock() = Some(Err(ActionError::Conflict("another reload is under way")));
     assert_eq!(post(&node, "/admin/reload").await.status, 409);
 }

@@ -196,3 +196,63 @@ async fn a_stop_does_not_wait_for_ever() {
     assert_eq!(answer, Err(CallError::Lost));
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_elsewhere_is_found_by_what_it_says_itself() {
+    let (one, two) = pair(member(1), member(2)).await;
+    let before = two.addr();
+    two.transport.stop().await;
+    let two = member(2).start().await;
+    assert_ne!(two.addr(), before);
+    two.dial(&[(1, &one.addr())]);
+    one.until(2, |link| link.is_up()).await;
+    let known = async {
+        while one.transport.addresses(NodeId(2)) != [two.addr(), before.clone()] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(LONG, known).await.is_ok(), "{:?}", one.transport.addresses(NodeId(2)));
+    assert_eq!(one.call(2, ECHO, b"a").await, Ok(Bytes::from_static(b"a")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_node_or_an_older_life_says_is_not_where_a_node_is() {
+    let (one, two) = pair(member(1), member(2)).await;
+    let mut older = member(2);
+    older.identity.life = 1;
+    let mut namesake = member(2);
+    namesake.identity.name = "node9".to_owned();
+    two.transport.stop().await;
+    for other in [older.start().await, namesake.start().await] {
+        other.dial(&[(1, &one.addr())]);
+        other.until_up(1).await;
+        assert_eq!(one.transport.addresses(NodeId(2)), [two.addr()]);
+        other.transport.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_where_another_node_is_gives_way_to_the_next() {
+    let (one, two, three) =
+        (member(1).start().await, member(2).start().await, member(3).start().await);
+    one.dial(&[(2, &two.addr())]);
+    one.until_up(2).await;
+    one.transport.hear_address(NodeId(2), Source::Member, &three.addr());
+    assert_eq!(one.transport.addresses(NodeId(2)), [three.addr(), two.addr()]);
+    two.dial(&[]);
+    // The connection breaks: it is looked for where it was said to be, and found where it was.
+    let two = {
+        let listen = two.transport.local_addr();
+        two.transport.stop().await;
+        let mut again = member(2);
+        again.listen = listen;
+        again.start().await
+    };
+    one.until(2, |link| link.is_up() && link.life == Some(102)).await;
+    let known = async {
+        while one.transport.addresses(NodeId(2)) != [two.addr()] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(LONG, known).await.is_ok(), "{:?}", one.transport.addresses(NodeId(2)));
+}

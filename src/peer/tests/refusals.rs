@@ -235,7 +235,8 @@ async fn a_member_that_sends_no_frames_is_refused_and_told_so() {
     for (bytes, refusal) in [
         (&[0, 0, 0, 5, 1, 1][..], Refusal::TooLong),
         (&[3, 0, 0, 0, 99, 1, 1], Refusal::Garbage),
-        (&[9, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0], Refusal::Garbage),
+        // A pong, which only the other side sends.
+        (&[17, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], Refusal::Garbage),
     ] {
         let two = member(2).secrets(&[]).start().await;
         let mut stream = TcpStream::connect(two.addr()).await.unwrap();

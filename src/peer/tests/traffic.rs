@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use super::*;
 
 #[tokio::test]
@@ -114,7 +116,8 @@ async fn frames_up_to_the_largest_arrive_whole_and_larger_ones_are_dropped() {
 
     let largest = FRAME_BYTES_MAX - 6;
     assert!(!one.send(2, 1, &vec![0; largest + 1]));
-    assert!(one.send(2, 1, &vec![7; largest]));
+    // It has the whole outbox to itself, and a ping may be on its way out.
+    one.send_soon(2, 1, &vec![7; largest]).await;
     let frames = two.inbox.frames(4).await;
     assert_eq!(frames[3].2.len(), 67_108_858);
     assert!(one.link(2).unwrap().is_up());
@@ -183,14 +186,36 @@ async fn a_knock_says_what_went_wrong() {
     let (one, two) = (member(1).start().await, member(2).start().await);
     let myself = one.knock(&one.addr(), WHO, b"").await;
     assert!(matches!(myself, Err(KnockError::Myself)), "{myself:?}");
-    for nowhere in ["127.0.0.1:1", "no.such.host.invalid:7701", "nonsense"] {
-        let unreachable = one.knock(nowhere, WHO, b"").await;
-        assert!(matches!(unreachable, Err(KnockError::Unreachable(_))), "{unreachable:?}");
+    let unreachable = one.knock("127.0.0.1:1", WHO, b"").await;
+    assert!(matches!(unreachable, Err(KnockError::Unreachable(_))), "{unreachable:?}");
+    for nowhere in ["no.such.host.invalid:7701", "nonsense"] {
+        let unresolved = one.knock(nowhere, WHO, b"").await;
+        assert!(matches!(unresolved, Err(KnockError::Unresolved(_))), "{unresolved:?}");
     }
     let brief = Duration::from_millis(50);
     let late = one.transport.call_addr(&two.addr(), NEVER, b"", brief).await;
     assert!(matches!(late, Err(KnockError::TimedOut)), "{late:?}");
     assert_eq!((one.counts(), two.counts()), (BTreeMap::new(), BTreeMap::new()));
+}
+
+/// Whose connections are taken and who says nothing may hang; a host that is off takes none.
+#[tokio::test]
+async fn who_takes_a_connection_and_says_nothing_is_told_from_who_takes_none() {
+    let one = member(1).start().await;
+    let brief = Duration::from_millis(200);
+    let listener = TcpSocket::new_v4().unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let _listener = listener.listen(1).unwrap();
+    let silent = one.transport.call_addr(&addr.to_string(), WHO, b"", brief).await;
+    assert!(matches!(silent, Err(KnockError::TimedOut)), "{silent:?}");
+    // It takes no more: what comes in then is dropped, as by a host that is off.
+    let mut waiting = Vec::new();
+    while let Ok(taken) = timeout(brief, TcpStream::connect(addr)).await {
+        waiting.push(taken);
+    }
+    let off = one.transport.call_addr(&addr.to_string(), WHO, b"", brief).await;
+    assert!(matches!(off, Err(KnockError::Unreachable(_))), "{off:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,4 +253,51 @@ async fn with_a_secret_nobody_on_the_way_can_read_or_change_a_frame() {
     one.until(2, |link| !link.is_up()).await;
     assert!(two.refused(Refusal::Garbage) + one.refused(Refusal::Garbage) > 0);
     assert!(two.inbox.frames.lock().is_empty());
+}
+
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_only_the_other_side_can_dial_its_connection_serves_both() {
+    let (one, two) = (member(1).start().await, member(2).start().await);
+    let us = two.transport.shared.standing().identity;
+    two.transport.set_identity(Identity { peer_addr: NOWHERE.to_owned(), ..(*us).clone() });
+    one.dial(&[(2, NOWHERE)]);
+    assert_eq!(one.call(2, ECHO, b"a").await, Err(CallError::NotSent));
+    two.dial(&[(1, &one.addr())]);
+    two.until_up(1).await;
+    // The side that dialled has its connection a moment before the other.
+    one.send_soon(2, 7, &[0]).await;
+    for n in 1..100_u8 {
+        assert!(one.send(2, 7, &[n]));
+    }
+    assert_eq!(one.call(2, COUNT, b"").await, Ok(Bytes::from_static(b"100")), "in their order");
+    let both = tokio::join!(one.call(2, LATE, b"there"), two.call(1, ECHO, b"back"));
+    assert_eq!(both, (Ok(Bytes::from_static(b"there")), Ok(Bytes::from_static(b"back"))));
+    assert!(one.link(2).is_some_and(|link| !link.is_up()), "its own is down all the same");
+    assert_eq!((one.counts(), two.counts()), (BTreeMap::new(), BTreeMap::new()));
+    let under_way = async { one.call(2, NEVER, b"").await };
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        two.dial(&[]);
+    };
+    assert_eq!(tokio::join!(under_way, ends).0, Err(CallError::Lost));
+    assert_eq!(one.call(2, ECHO, b"a").await, Err(CallError::NotSent));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_leaves_the_others_and_takes_over_again() {
+    let (one, two) = (impatient(1).start().await, member(2).start().await);
+    let proxy = Proxy::to(two.addr()).await;
+    one.dial(&[(2, &proxy.addr)]);
+    two.dial(&[(1, &one.addr())]);
+    one.until_up(2).await;
+    two.until_up(1).await;
+    proxy.open.send_replace(false);
+    assert_eq!(one.until_down(2).await, Down::Silent);
+    assert_eq!(one.call(2, ECHO, b"a").await, Ok(Bytes::from_static(b"a")));
+    proxy.open.send_replace(true);
+    one.until_up(2).await;
+    assert_eq!(one.call(2, ECHO, b"b").await, Ok(Bytes::from_static(b"b")));
 }

@@ -21,6 +21,18 @@ pub(crate) use network::{Cut, Network};
 pub(crate) use node::Node;
 pub(crate) use record::{Disturbance, Record};
 pub(crate) use trial::{Trial, wants_all_cases};
+pub(crate) use view::Shard;
+
+/// Settings with which who is down for seconds is taken for gone, and a shard without a majority
+/// recovered.
+pub(crate) fn impatient() -> serde_json::Value {
+    serde_json::json!({
+        "gossip_interval": "200ms",
+        "suspect_timeout": "1s",
+        "dead_timeout": "2s",
+        "rebalance_delay": "3s",
+    })
+}
 
 /// Longest wait for a cluster to be born, or to be whole again, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,11 +65,14 @@ pub(crate) fn slow_disk(test: &str) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/support/slow_disk.c");
     let shim = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slow_disk.so");
     let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(&source);
+    // In one step: nodes of another run may be about to load it.
+    let fresh = shim.with_extension(std::process::id().to_string());
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&fresh).arg(&source);
     match compiler.status() {
         _ if !cfg!(target_env = "gnu") => println!("SKIP {test}: nothing can be preloaded here"),
         Ok(status) => {
             assert!(status.success(), "cc: {status}");
+            std::fs::rename(&fresh, &shim).unwrap();
             return Some(shim);
         }
         Err(error) => println!("SKIP {test}: no C compiler (cc): {error}"),

@@ -11,7 +11,7 @@ use super::{Cluster, Load, Network, Node, PATIENCE, Record, eventually};
 const KEYS: usize = 300;
 
 /// Writers to each shard.
-const WRITERS_PER_SHARD: usize = 2;
+const WRITERS_PER_SHARD: usize = 1;
 
 /// Pause between two looks, and before something that failed is asked for again.
 const PACE: Duration = Duration::from_millis(100);
@@ -51,7 +51,7 @@ impl Trial {
     }
 
     /// Longer than it takes until somebody who is silent is suspected, given up, and replaced.
-    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(5);
+    pub(crate) const PAST_GIVING_UP: Duration = Duration::from_secs(6);
 
     /// Starts `count` nodes, fills them and puts load on them.
     pub(crate) async fn start(network: impl Into<Option<Network>>, count: usize) -> Self {
@@ -60,11 +60,12 @@ impl Trial {
 
     /// The same with nodes that run.
     pub(crate) async fn begin(cluster: Cluster) -> Self {
-        for n in 0..KEYS {
+        let writes = (0..KEYS).map(async |n| {
             let node = n % cluster.nodes.len();
             let answer = cluster.put(node, &format!("k{n}"), &format!("v{n}")).await;
             assert_eq!(answer.status(), 201, "k{n}");
-        }
+        });
+        futures_util::future::join_all(writes).await;
         let mut keys = cluster.keys_of_shards(WRITERS_PER_SHARD + 1).await;
         let own = keys.values_mut().map(|keys| keys.pop().unwrap()).collect();
         let load = Load::on(&cluster, keys);
@@ -105,6 +106,23 @@ impl Trial {
             late.last(),
             &failed[..failed.len().min(SHOWN_MAX)],
         );
+    }
+
+    /// Each of the nodes shows what was written last, and does not call it stale.
+    pub(crate) async fn assert_in_touch(&self, nodes: &[usize], written: &str) {
+        for node in nodes {
+            for key in &self.keys {
+                let url = self.cluster.nodes[*node].url(&format!("/v1/kv/{key}"));
+                eventually("the last value, not stale", ANSWER_WITHIN, async || {
+                    let answer = self.cluster.http.get(&url).send().await.unwrap();
+                    let stale = answer.headers().get("aegis-stale").cloned();
+                    let value = answer.text().await.unwrap();
+                    let is_right = stale.is_none() && value == written;
+                    if is_right { Ok(()) } else { Err(format!("{url}: {value}, {stale:?}")) }
+                })
+                .await;
+            }
+        }
     }
 
     async fn write(&self, node: usize, key: &str, value: &str) -> Result<(), String> {
@@ -150,11 +168,14 @@ impl Trial {
         .await
     }
 
-    /// Nobody was taken from the voters, and nothing was recovered from less than a majority.
-    pub(crate) async fn assert_all_vote(&self, what: &str) {
+    /// Nobody was taken from the voters, as these nodes know, and nothing was recovered from less
+    /// than a majority.
+    pub(crate) async fn assert_all_vote(&self, nodes: &[usize], what: &str) {
         self.cluster.assert_nothing_unclean(what).await;
-        for (shard, (_, _, voters)) in self.standing().await.shards {
-            assert_eq!(voters.len(), 3, "{what}: voters of shard {shard}: {voters:?}");
+        for node in nodes {
+            for shard in self.cluster.shards(*node).await.unwrap() {
+                assert_eq!(shard.voters.len(), 3, "{what}: {shard:?}");
+            }
         }
     }
 
