@@ -1,8 +1,8 @@
 //! The data directory: whose it is, who uses it, and whether what it holds can be vouched for.
 //!
 //! Invariant: one process at a time; and until [`Home::enter`] nothing in it is changed, so that a
-//! refused start leaves it as it was, but for temporary files, of which none outlasts a start. It does not know what logs and snapshots contain, only how
-//! their files are named.
+//! refused start leaves it as it was, but for temporary files, of which none outlasts a start. It
+//! does not know what logs and snapshots contain, only how their files are named.
 
 use std::io;
 use std::path::{Path, PathBuf};

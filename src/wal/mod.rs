@@ -3,8 +3,8 @@
 //! Invariant: in mode `sync` a settled frame is on the disk, in mode `async` it is with the
 //! kernel; whatever recovery hands over is, bit for bit, what was once written. A batch is written
 //! only when what the mode owes the one before is done. What a sync covered is known to have been
-//! there, by the mark beside the segments. It never applies a record, never retries a sync, and never cuts a
-//! log in its middle.
+//! there, by the mark beside the segments. It never applies a record, never retries a sync, and
+//! never cuts a log in its middle.
 //!
 //! The way of a write: [`Writer::append`] under the shard's lock, then, without the lock,
 //! [`Writer::settle`]. The way back: [`recover`], then [`Writer::start`].

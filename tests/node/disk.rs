@@ -12,8 +12,8 @@ use crate::support::{Home, Unmount, files, get, http, metric, put};
 fn last_segment(home: &Home) -> PathBuf {
     let wal = home.data().join("wal");
     let is_segment = |name: &String| name.starts_with('0') && name.ends_with(".wal");
-    let names = files(&wal).into_iter().map(|(name, _)| name);
-    wal.join(names.filter(is_segment).next_back().unwrap())
+    let mut names = files(&wal).into_iter().map(|(name, _)| name);
+    wal.join(names.rfind(is_segment).unwrap())
 }
 
 /// Whether `wal verify` finds the log sound, and what it says.
