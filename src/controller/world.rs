@@ -61,6 +61,8 @@ pub(super) struct World {
     /// Whether active primaries order a record in each step, to bare majorities.
     pub(super) writes: bool,
     pub(super) copies: BTreeMap<(Seat, u16), Copy>,
+    /// When a seat last became a learner of a shard.
+    named: BTreeMap<(Seat, u16), Duration>,
     processes: BTreeMap<NodeId, Process>,
     /// From whom to whom nothing arrives, by which way, and since when.
     cuts: BTreeMap<(Way, NodeId, NodeId), Duration>,
@@ -104,6 +106,7 @@ impl World {
             plans: 0,
             writes: false,
             copies: (0..num_shards).map(|shard| ((seat, shard), full)).collect(),
+            named: BTreeMap::new(),
             processes: BTreeMap::from([(founder, Process::default())]),
             cuts: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -262,6 +265,7 @@ impl World {
                 let Command::Configure(changes) = &command else { panic!("{command:?}") };
                 assert!(!changes.is_empty());
                 changes.iter().for_each(|change| self.check(change));
+                changes.iter().for_each(|change| self.remember_learners(change));
                 self.changes.extend(changes.iter().cloned());
                 self.plans += 1;
                 let all = Outcome::Configured(changes.len());
@@ -277,6 +281,13 @@ impl World {
         self.copies.retain(|(seat, shard), _| {
             processes[&seat.node].down_since.is_some() || named(topology, *seat, *shard)
         });
+    }
+
+    fn remember_learners(&mut self, change: &Change) {
+        let from = &self.topology.shards[usize::from(change.shard.0)];
+        for seat in change.to.learners.iter().filter(|seat| !from.learners.contains(seat)) {
+            self.named.insert((*seat, change.shard.0), self.now);
+        }
     }
 
     /// The rules that every change keeps, whatever happened before.
@@ -297,8 +308,11 @@ impl World {
             for seat in to.voters.iter().filter(|seat| !from.is_voter(**seat)) {
                 assert!(self.copies[&(*seat, change.shard.0)].vouches, "not level: {context}");
             }
+            let entering = to.voters.iter().filter(|seat| !from.is_voter(**seat));
+            let named = entering.filter_map(|seat| self.named.get(&(*seat, change.shard.0))).max();
+            let named = named.copied().unwrap_or(self.now);
             for seat in from.voters.iter().filter(|seat| !to.voters.contains(seat)) {
-                assert!(!self.is_merely_misplaced(*seat), "stripped: {context}");
+                assert!(!self.is_merely_misplaced(*seat, named), "stripped: {context}");
             }
         }
         if to.primary != from.primary {
@@ -308,20 +322,6 @@ impl World {
         for seat in to.learners.iter().filter(|seat| !from.learners.contains(seat)) {
             assert!(self.topology.is_present(*seat), "{context}");
         }
-    }
-
-    /// Whether a member that is well is where nobody looks for it, and was not asked in vain.
-    fn is_merely_misplaced(&self, seat: Seat) -> bool {
-        let Some(member) = self.topology.members.get(&seat.node) else { return false };
-        let since = self.processes[&seat.node].misplaced_since;
-        // What it says, by connections of its own, is a sign of life for three seconds.
-        let spoke = self.reports.get(&seat.node).map(|report| report.at + STEP * 31);
-        self.is_live(seat)
-            && member.standing == Standing::Member
-            && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
-            && spoke < Some(self.now)
-            && self.may_be_found(seat.node)
-            && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }
 
     /// Whether what last happened is known by now.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Cluster, Load, Node, PATIENCE, Shard, eventually, impatient, slow_disk};
 
@@ -115,31 +115,34 @@ async fn leads_nothing_while_its_disk_is_slow(cluster: Cluster, node: usize) {
     assert!(while_slow < QUICK, "{while_slow:?}");
 }
 
-/// Three nodes that wait for their disks, each of which can be made slow.
-async fn on_disks(test: &str) -> Option<Cluster> {
+/// Nodes that wait for their disks, each of which can be made slow.
+async fn on_disks(test: &str, nodes: usize, mut settings: Value) -> Option<Cluster> {
     let shim = slow_disk(test)?;
-    let mut cluster = Cluster::lay_out(3, json!({ "wal_mode": "sync" })).await;
+    settings["wal_mode"] = "sync".into();
+    let mut cluster = Cluster::lay_out(nodes, settings).await;
     cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
     Some(cluster.started().await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_is_slow_leads_nothing_until_it_is_well() {
-    let Some(cluster) = on_disks("a node whose disk is slow").await else { return };
+    let Some(cluster) = on_disks("a node whose disk is slow", 3, json!({})).await else { return };
     let node = cluster.others(cluster.leader().await)[0];
     leads_nothing_while_its_disk_is_slow(cluster, node).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_of_the_topology_whose_disk_is_slow_leads_nothing_either() {
-    let Some(cluster) = on_disks("a leader whose disk is slow").await else { return };
+    let Some(cluster) = on_disks("a leader whose disk is slow", 3, json!({})).await else { return };
     let node = cluster.leader().await;
     leads_nothing_while_its_disk_is_slow(cluster, node).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_waits_for_its_disk_knows_that_its_majority_is_gone() {
-    let Some(mut cluster) = on_disks("a leader that waits for its disk").await else { return };
+    let Some(mut cluster) = on_disks("a leader that waits for its disk", 3, json!({})).await else {
+        return;
+    };
     let leader = cluster.leader().await;
     cluster.nodes[leader].set_fsync(SLOW_START);
     for other in cluster.others(leader) {
@@ -154,11 +157,9 @@ async fn a_leader_that_waits_for_its_disk_knows_that_its_majority_is_gone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_waits_for_its_disk_and_for_others_stops_in_time() {
-    let Some(shim) = slow_disk("a stop on a slow disk") else { return };
-    let settings = json!({ "wal_mode": "sync", "drain_timeout": "1s" });
-    let mut cluster = Cluster::lay_out(3, settings).await;
-    cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
-    let mut cluster = cluster.started().await;
+    let settings = json!({ "drain_timeout": "1s" });
+    let cluster = on_disks("a stop on a slow disk", 3, settings).await;
+    let Some(mut cluster) = cluster else { return };
     let load = Load::start(&cluster).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let node = cluster.leader().await;
@@ -183,12 +184,8 @@ async fn a_node_that_waits_for_its_disk_and_for_others_stops_in_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voters_that_are_slow_to_start_are_waited_for() {
-    let Some(shim) = slow_disk("voters that are slow to start") else { return };
-    let mut settings = impatient();
-    settings["wal_mode"] = "sync".into();
-    let mut cluster = Cluster::lay_out(5, settings).await;
-    cluster.nodes.iter_mut().for_each(|node| node.preload(&shim));
-    let mut cluster = cluster.started().await;
+    let cluster = on_disks("voters that are slow to start", 5, impatient()).await;
+    let Some(mut cluster) = cluster else { return };
     let load = Load::start(&cluster).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let record = load.stop().await;

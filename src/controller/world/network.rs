@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Inquiry, World};
-use crate::topology::NodeId;
+use super::{Inquiry, STEP, World};
+use crate::topology::{NodeId, Seat, Standing};
 
 /// A way by which nodes hear of each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,6 +116,22 @@ impl World {
         let members = || self.topology.members.keys();
         self.hears(node, other)
             || members().any(|third| self.hears(node, *third) && self.hears(*third, other))
+    }
+
+    /// Whether a member that is well is where nobody looks for it, and had not been asked in vain
+    /// when learners were named to vote in its place.
+    pub(super) fn is_merely_misplaced(&self, seat: Seat, named: Duration) -> bool {
+        let Some(member) = self.topology.members.get(&seat.node) else { return false };
+        let since = self.processes[&seat.node].misplaced_since;
+        // What it says, by connections of its own, is a sign of life for three seconds. A move for
+        // balance that began then is carried out.
+        let spoke = self.reports.get(&seat.node).map(|report| report.at + STEP * 31);
+        self.is_live(seat)
+            && member.standing == Standing::Member
+            && since.is_some_and(|since| self.now > since + self.settings.rebalance_delay)
+            && spoke < Some(named)
+            && self.may_be_found(seat.node)
+            && self.inquiries.get(&seat.node).is_none_or(|inquiry| inquiry.is_answered)
     }
 
     /// Whether somebody could tell the leader of a node, or it could be found if it was asked.
