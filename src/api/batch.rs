@@ -50,6 +50,7 @@ pub(super) async fn answer(
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
+    fields.unconditional("if_match and if_none_match stand in the operations")?;
     let framing = framing(fields.content_type)?;
     let query = Query::parse(head.uri.query(), PARAMETERS)?;
     let consistency = query.consistency()?;

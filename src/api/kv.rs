@@ -12,10 +12,11 @@ use hyper::{Method, Request, StatusCode};
 
 use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, STALE, TTL};
 use super::client::Client;
+use super::conditions::ReadCondition;
 use super::intake::{self, Bound};
 use super::json;
 use super::params::{
-    Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, ReadCondition, key, min_version, ttl,
+    Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl,
 };
 use super::problem::Problem;
 use super::settings::Limits;
@@ -286,17 +287,15 @@ pub(super) fn idempotency(
         let bytes_max = IDEMPOTENCY_KEY_BYTES_MAX;
         return Err(Malformed::IdempotencyKey { bytes: header.len(), bytes_max });
     }
-    let of = |value: Option<&'_ HeaderValue>| value.map_or(Vec::new(), |v| v.as_bytes().to_vec());
-    let request: &[&[u8]] = &[
+    let mut request: Vec<&[u8]> = vec![
         head.method.as_str().as_bytes(),
         key,
         head.uri.query().unwrap_or_default().as_bytes(),
-        &of(fields.if_match),
-        &of(fields.if_none_match),
-        &of(fields.content_type),
+        fields.content_type.map_or(b"", HeaderValue::as_bytes),
         body,
     ];
-    Ok(Some(IdempotencyKey::new(header, request)))
+    request.extend(fields.condition_lines());
+    Ok(Some(IdempotencyKey::new(header, &request)))
 }
 
 /// The answer to a write that was ordered.

@@ -8,6 +8,7 @@
 mod answer;
 mod batch;
 mod client;
+mod conditions;
 mod dispatch;
 mod intake;
 mod json;

@@ -33,9 +33,8 @@ const KEY_PATH: &str = "/v1/kv/{key}";
 const TOKEN: &str = "token";
 
 const ETAG_PATTERN: &str = "^\"[0-9]{1,20}\"$";
-const IF_MATCH_PATTERN: &str = "^(\\*|\"[0-9]{1,19}\")$";
-const READ_CONDITION_PATTERN: &str = "^(\\*|(W/)?\"[0-9]{1,19}\"(, (W/)?\"[0-9]{1,19}\")*)$";
-const VERSION_PATTERN: &str = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$";
+const ETAGS_PATTERN: &str = "^(\\*|(W/)?\"[!#-~]{0,24}\"(, (W/)?\"[!#-~]{0,24}\")*)$";
+const VERSION_PATTERN: &str = "^(\"[1-9][0-9]{0,18}\"|[1-9][0-9]{0,18})$";
 const SPAN_PATTERN: &str = "[1-9][0-9]{0,11}ms|[1-9][0-9]{0,8}s?|[1-9][0-9]{0,6}m|\
      [1-9][0-9]{0,4}h|[1-9][0-9]{0,3}d";
 
@@ -117,8 +116,8 @@ impl Operations {
             .parameter(query("format", format, "As it is, or described in JSON"))
             .parameter(consistency())
             .parameter(query("min_version", pattern(VERSION_PATTERN), "See at least this write"))
-            .parameter(header("If-Match", READ_CONDITION_PATTERN, "Answer 412 unless it matches"))
-            .parameter(header("If-None-Match", READ_CONDITION_PATTERN, "Answer 304 if it matches"))
+            .parameter(header("If-Match", ETAGS_PATTERN, "Answer 412 unless it matches"))
+            .parameter(header("If-None-Match", ETAGS_PATTERN, "Answer 304 if it matches"))
             .response("200", raw)
             .response("304", known);
         let more = [Kind::Absent, Kind::ConditionFailed, Kind::TooLarge, Kind::OutcomeUnknown];
@@ -344,12 +343,15 @@ fn consistency() -> Parameter {
 }
 
 fn if_match() -> Parameter {
-    let about = "Only if the live value has this version, or any with *; not with If-None-Match";
-    header("If-Match", IF_MATCH_PATTERN, about)
+    let about = "Only if the live value has one of these versions, or any with *; not with \
+                 If-None-Match";
+    header("If-Match", ETAGS_PATTERN, about)
 }
 
 fn if_none_match() -> Parameter {
-    header("If-None-Match", "^\\*$", "Only if there is no live value; not with If-Match")
+    let about = "Only if there is no live value with one of these versions, or none at all with *; \
+                 not with If-Match";
+    header("If-None-Match", ETAGS_PATTERN, about)
 }
 
 fn idempotency_key() -> Parameter {

@@ -9,6 +9,7 @@ use hyper::header::HeaderValue;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Unexpected, Visitor};
 
+use super::super::conditions::{self, Etags};
 use super::super::params;
 use super::super::problem::{Kind, Problem};
 use super::super::settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX};
@@ -379,24 +380,24 @@ impl Written {
     }
 
     fn take_condition(&mut self) -> Result<Condition, OpError> {
-        match (self.if_match.take().as_deref(), self.if_none_match.take().as_deref()) {
-            (None, None) => Ok(Condition::Always),
-            (Some("*"), None) => Ok(Condition::Present),
-            (Some(text), None) => {
-                let expected = "* or a version as this server gave it out";
-                let malformed = OpError::Field { field: "if_match", expected };
-                params::version(text).map(Condition::Is).ok_or(malformed)
-            }
-            (None, Some("*")) => Ok(Condition::Absent),
-            (None, Some(_)) => {
-                Err(OpError::Field { field: "if_none_match", expected: "* (create only)" })
-            }
-            (Some(_), Some(_)) => {
-                let expected = "sent without if_none_match: only one condition can stand";
-                Err(OpError::Field { field: "if_match", expected })
-            }
-        }
+        let if_match = etags(self.if_match.take(), "if_match")?;
+        let if_none_match = etags(self.if_none_match.take(), "if_none_match")?;
+        conditions::of_write(if_match, if_none_match).map_err(|_| OpError::Field {
+            field: "if_match",
+            expected: "sent without if_none_match: only one condition can stand",
+        })
     }
+}
+
+/// ETags as in the header fields, or a version without quotes.
+fn etags(text: Option<String>, field: &'static str) -> Result<Option<Etags>, OpError> {
+    let Some(text) = text else { return Ok(None) };
+    let etags = match params::digits(&text) {
+        Some(version) => Some(Etags::of(version)),
+        None => Etags::parse(std::iter::once(text.as_bytes())),
+    };
+    let expected = "* or versions as this server gave them out";
+    etags.map(Some).ok_or(OpError::Field { field, expected })
 }
 
 fn decoded(text: &str, field: &'static str) -> Result<Bytes, OpError> {

@@ -10,7 +10,7 @@ use utoipa::openapi::{Ref, RefOr};
 use super::super::batch;
 use super::super::problem::Kind;
 use super::super::settings::{BATCH_OPS_MAX, Limits};
-use super::{SPAN_PATTERN, VERSION_PATTERN};
+use super::{ETAGS_PATTERN, SPAN_PATTERN, VERSION_PATTERN};
 
 /// A string.
 pub(super) fn string() -> ObjectBuilder {
@@ -188,10 +188,8 @@ fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> Object
             object.property(value, bytes).required(value).property("content_type", content_type);
     }
     if op != "get" {
-        let if_match = string().pattern(Some(format!("^\\*$|{VERSION_PATTERN}")));
-        object = object
-            .property("if_match", if_match)
-            .property("if_none_match", string().enum_values(Some(["*"])));
+        let etags = || string().pattern(Some(format!("{ETAGS_PATTERN}|{VERSION_PATTERN}")));
+        object = object.property("if_match", etags()).property("if_none_match", etags());
     }
     if op == "incr" {
         let by = ObjectBuilder::new().schema_type(Type::Integer);
