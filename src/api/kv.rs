@@ -20,6 +20,7 @@ use super::params::{
 };
 use super::problem::Problem;
 use super::settings::Limits;
+use super::upload::Upload;
 use crate::coordinator::{IdempotencyKey, Read, Write, Written};
 use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, Timestamp, Verdict};
 use crate::metrics::Op;
@@ -61,7 +62,7 @@ pub(super) fn op(request: &Request<Incoming>) -> Option<Op> {
 pub(super) async fn answer(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => get(client, limits, &request).await,
@@ -159,7 +160,7 @@ fn raw(found: &Found) -> Response {
 async fn put(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
@@ -178,7 +179,7 @@ async fn put(
 async fn delete(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     without_body(client, limits, request, DELETE_PARAMETERS, |_| Ok(Operation::Delete)).await
 }
@@ -186,7 +187,7 @@ async fn delete(
 async fn post(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     without_body(client, limits, request, POST_PARAMETERS, posted).await
 }
@@ -195,7 +196,7 @@ async fn post(
 async fn without_body(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
     parameters: &'static [&'static str],
     operation: impl FnOnce(&Query<'_>) -> Result<Operation, Problem>,
 ) -> Result<Response, Problem> {

@@ -88,7 +88,8 @@ const ABOUT: &str = "Keys and values over HTTP/1.1 and HTTP/2. Every answer carr
     X-Content-Type-Options: nosniff and Content-Security-Policy: sandbox; every refusal is \
     application/problem+json (RFC 9457). Any node serves any key. A method that an address does \
     not know is answered 405 with Allow; a head that is no HTTP, too long or contradicts itself \
-    is answered 400, 414 or 431 without a body, and the connection is closed.";
+    is answered 400, 414 or 431 without a body, a Transfer-Encoding beside chunked 501, and the \
+    connection is closed.";
 
 struct Operations {
     limits: Limits,

@@ -15,6 +15,7 @@ use hyper::header::{
 use serde::Serialize;
 
 use super::answer::{self, ACKS, Body, Response};
+use super::framing::Doubt;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 
@@ -37,6 +38,7 @@ pub(super) enum Kind {
     ConditionFailed,
     TooLarge,
     UnsupportedMediaType,
+    NotImplemented,
     RateLimited,
     Unavailable,
     OutcomeUnknown,
@@ -44,7 +46,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Malformed,
         Self::Unauthorized,
         Self::NoSuchRoute,
@@ -55,6 +57,7 @@ impl Kind {
         Self::ConditionFailed,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::NotImplemented,
         Self::RateLimited,
         Self::Unavailable,
         Self::OutcomeUnknown,
@@ -72,6 +75,7 @@ impl Kind {
             Self::ConditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::OutcomeUnknown => StatusCode::GATEWAY_TIMEOUT,
@@ -92,6 +96,7 @@ impl Kind {
             Self::ConditionFailed => "urn:aegiskv:problem:condition-failed",
             Self::TooLarge => "urn:aegiskv:problem:too-large",
             Self::UnsupportedMediaType => "urn:aegiskv:problem:unsupported-media-type",
+            Self::NotImplemented => "urn:aegiskv:problem:not-implemented",
             Self::RateLimited => "urn:aegiskv:problem:rate-limited",
             Self::Unavailable => "urn:aegiskv:problem:unavailable",
             Self::OutcomeUnknown => "urn:aegiskv:problem:outcome-unknown",
@@ -111,6 +116,7 @@ impl Kind {
             Self::ConditionFailed => "the condition did not hold",
             Self::TooLarge => "too large",
             Self::UnsupportedMediaType => "unsupported media type",
+            Self::NotImplemented => "not implemented",
             Self::RateLimited => "rate limit reached",
             Self::Unavailable => "not available now",
             Self::OutcomeUnknown => "outcome unknown",
@@ -298,6 +304,16 @@ impl Problem {
 }
 
 static ABSENT: LazyLock<Bytes> = LazyLock::new(|| Problem::absent().document());
+
+impl From<Doubt> for Problem {
+    fn from(doubt: Doubt) -> Self {
+        let kind = match doubt {
+            Doubt::Coding => Kind::NotImplemented,
+            _ => Kind::Malformed,
+        };
+        Self::new(kind, doubt.to_string()).closing()
+    }
+}
 
 impl From<KeyError> for Problem {
     fn from(error: KeyError) -> Self {

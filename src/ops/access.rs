@@ -1,14 +1,33 @@
-//! Who may act on the node: whoever has a token, or, while none is set, whoever is on the machine.
+//! Which requests are taken at all, and who may act on the node: whoever has a token, or, while
+//! none is set, whoever is on the machine.
 
 use super::{Node, Peer, Problem, Shared};
-use crate::api::Tokens;
+use crate::api::{Tokens, framing};
 use axum::extract::{Extension, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, FORWARDED, HeaderName, ORIGIN};
+use axum::http::header::{
+    AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
+};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Takes a request in, or says what is wrong with its head.
+pub(super) async fn admit(request: Request, next: Next) -> Response {
+    let judged = framing::check(&request).map_err(Problem::doubtful);
+    // No request of this port has a body. One in chunks is not read to its end, and what hyper
+    // takes for that end need not be what a proxy took for it.
+    let last = judged.is_err() || request.headers().contains_key(TRANSFER_ENCODING);
+    let mut response = match judged {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    if last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
 
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(

@@ -215,6 +215,9 @@ async fn ask(
     headers: &[(&str, &str)],
 ) -> Answer {
     let mut request = axum::http::Request::builder().method(method).uri(uri);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "192.0.2.1:7702");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

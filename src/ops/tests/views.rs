@@ -232,3 +232,22 @@ async fn unknown_paths_and_methods_are_problems_that_say_what_there_is() {
     assert_eq!(ask(&node, FAR, Method::POST, "/health", &[]).await.status, 405);
     assert!(node.told.lock().is_empty());
 }
+
+#[tokio::test]
+async fn a_head_that_leaves_doubt_is_refused_and_ends_its_connection() {
+    let node = Arc::new(Fake::new());
+    for (lines, status) in [
+        (&[("transfer-encoding", "gzip, chunked")][..], 501),
+        (&[("transfer-encoding", "chunked, chunked")], 400),
+        (&[("host", "localhost"), ("host", "localhost")], 400),
+        (&[("host", "a b")], 400),
+    ] {
+        let refused = ask(&node, LOCAL, Method::GET, "/live", lines).await;
+        assert_eq!((refused.status.as_u16(), &refused.headers["connection"]), (status, "close"));
+        refused.detail();
+    }
+    let chunked = ask(&node, LOCAL, Method::GET, "/live", &[("transfer-encoding", "chunked")]).await;
+    assert_eq!((chunked.status, &chunked.headers["connection"]), (StatusCode::OK, "close"));
+    let plain = get(&node, "/live").await;
+    assert_eq!((plain.status, plain.headers.get("connection")), (StatusCode::OK, None));
+}
