@@ -104,7 +104,9 @@ fn admit(
     request: &Request<Incoming>,
     op: Option<Op>,
 ) -> Result<(), Problem> {
-    if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
+    if settings.tokens.is_empty() {
+        settings.sites.check(request)?;
+    } else if !OPEN.contains(&request.uri().path()) {
         let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         if !header.and_then(bearer).is_some_and(|token| settings.tokens.accept(token)) {
             let detail = match header {

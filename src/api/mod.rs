@@ -21,6 +21,7 @@ mod params;
 mod problem;
 mod serve;
 mod settings;
+mod sites;
 pub mod tls;
 mod tokens;
 mod upload;
@@ -29,4 +30,5 @@ mod wire;
 
 pub use serve::Server;
 pub use settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Rate, Settings};
+pub use sites::Sites;
 pub use tokens::Tokens;

@@ -269,6 +269,8 @@ impl Operations {
             operation = operation
                 .response("401", refusal(Kind::Unauthorized))
                 .security(SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, []));
+        } else {
+            operation = operation.response("403", refusal(Kind::Forbidden));
         }
         operation.build()
     }

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::answer::{self, ACKS, Body, Response};
 use super::framing::Doubt;
+use super::sites::Foreign;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 
@@ -30,6 +31,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     Malformed,
     Unauthorized,
+    Forbidden,
     NoSuchRoute,
     Absent,
     MethodNotAllowed,
@@ -46,9 +48,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Malformed,
         Self::Unauthorized,
+        Self::Forbidden,
         Self::NoSuchRoute,
         Self::Absent,
         Self::MethodNotAllowed,
@@ -68,6 +71,7 @@ impl Kind {
         match self {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NoSuchRoute | Self::Absent => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -88,6 +92,7 @@ impl Kind {
         match self {
             Self::Malformed => "urn:aegiskv:problem:malformed",
             Self::Unauthorized => "urn:aegiskv:problem:unauthorized",
+            Self::Forbidden => "urn:aegiskv:problem:forbidden",
             Self::NoSuchRoute => "urn:aegiskv:problem:no-such-route",
             Self::Absent => "urn:aegiskv:problem:absent",
             Self::MethodNotAllowed => "urn:aegiskv:problem:method-not-allowed",
@@ -108,6 +113,7 @@ impl Kind {
         match self {
             Self::Malformed => "malformed request",
             Self::Unauthorized => "a valid token is needed",
+            Self::Forbidden => "not allowed",
             Self::NoSuchRoute => "no such route",
             Self::Absent => "no such key",
             Self::MethodNotAllowed => "method not allowed here",
@@ -312,6 +318,12 @@ impl From<Doubt> for Problem {
             _ => Kind::Malformed,
         };
         Self::new(kind, doubt.to_string()).closing()
+    }
+}
+
+impl From<Foreign> for Problem {
+    fn from(foreign: Foreign) -> Self {
+        Self::new(Kind::Forbidden, foreign.to_string())
     }
 }
 

@@ -49,6 +49,7 @@ impl<'a> Check<'a> {
     pub(super) fn run(mut self) -> (Vec<Problem>, Vec<Problem>) {
         self.names();
         self.listeners();
+        self.web_pages();
         self.memory();
         self.quorums();
         self.membership();
@@ -103,6 +104,28 @@ impl<'a> Check<'a> {
                     self.problem(key, what, "give each listener a port of its own");
                 }
             }
+        }
+    }
+
+    fn web_pages(&mut self) {
+        let is_name = |text: &str| {
+            let name = text.strip_prefix('.').unwrap_or(text);
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+            text == "*" || !name.is_empty() && name.bytes().all(fits)
+        };
+        let is_origin = |text: &str| {
+            let host = text.split_once("://").map_or("", |(_, host)| host);
+            let fits = |byte: u8| byte.is_ascii_graphic() && !b"/?#@".contains(&byte);
+            matches!(text, "*" | "null") || !host.is_empty() && host.bytes().all(fits)
+        };
+        let config = self.config;
+        if let Some(odd) = config.allowed_hosts.iter().find(|host| !is_name(host)) {
+            let mend = "give names without scheme and port, like kv.example.com";
+            self.problem("allowed_hosts", format!("{odd:?} is no host's name"), mend);
+        }
+        if let Some(odd) = config.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            let mend = "give scheme, host and port without a path, like https://app.example.com";
+            self.problem("allowed_origins", format!("{odd:?} is no origin"), mend);
         }
     }
 

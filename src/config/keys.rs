@@ -190,6 +190,12 @@ keys! {
         /// Largest value, in bytes.
         max_value_bytes: u64 = "8388608" in 1..=25_165_824, restart, shared;
     }
+    "Web pages" {
+        /// While no `auth_token` is set: names by which the node may be asked on ports 7700 and 7702, beside its addresses, `localhost`, `node_id` and the names in its own addresses. `.example.com` stands for all names below it, `*` for any.
+        allowed_hosts: Vec<String> = "", live, shared;
+        /// While no `auth_token` is set: web pages that may ask the node, as browsers name them in `Origin`, like `https://app.example.com`; `*` for any.
+        allowed_origins: Vec<String> = "", live, shared;
+    }
     "Memory" {
         /// Memory for keys and values, in MB (1,048,576 bytes).
         max_memory_mb: u64 = "1024" in 1..=16_777_216, live, shared;

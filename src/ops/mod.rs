@@ -18,7 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::header::{CACHE_CONTROL, HeaderValue};
-use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
@@ -71,7 +71,7 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .merge(admin)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn(access::admit))
+        .layer(from_fn_with_state(shared.clone(), access::admit::<N>))
         .layer(map_response(never_cached))
         .with_state(shared)
 }

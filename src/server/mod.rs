@@ -380,6 +380,7 @@ fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls
 fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
     api::Settings {
         tokens: tokens(config),
+        sites: sites(config),
         rate: rate(config.rate_limit, config.rate_burst),
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
@@ -391,6 +392,16 @@ fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
 
 fn tokens(config: &Config) -> api::Tokens {
     api::Tokens::new(config.auth_token.iter().map(|secret| secret.expose()))
+}
+
+/// The names that the configuration gives the node are its own; no web page can make them up.
+fn sites(config: &Config) -> api::Sites {
+    let addresses = [Some(&config.bind_addr), Some(&config.health_addr)]
+        .into_iter()
+        .chain([config.client_advertise_addr.as_ref()]);
+    let own = addresses.flatten().map(|address| address.host().to_owned());
+    let own = own.chain([config.node_id.clone()]).filter(|name| !name.is_empty());
+    api::Sites::new(own.chain(config.allowed_hosts.clone()), config.allowed_origins.clone())
 }
 
 fn rate(per_second: u32, burst: u32) -> Option<api::Rate> {

@@ -248,6 +248,10 @@ impl ops::Node for Node {
         Arc::new(super::tokens(&Node::config(self).config))
     }
 
+    fn sites(&self) -> Arc<api::Sites> {
+        Arc::new(super::sites(&Node::config(self).config))
+    }
+
     async fn reload(&self) -> Result<Reloaded, ActionError> {
         self.reload_now().await
     }

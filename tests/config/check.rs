@@ -351,6 +351,38 @@ fn warnings_stop_nothing() {
 }
 
 #[test]
+fn names_of_hosts_and_pages_are_checked() {
+    assert_eq!(
+        file(r#"{"allowed_hosts": ["kv.example:7700"], "allowed_origins": ["app.example"]}"#)
+            .problems(),
+        [
+            "test.json: allowed_hosts: \"kv.example:7700\" is no host's name; give names without \
+             scheme and port, like kv.example.com",
+            "test.json: allowed_origins: \"app.example\" is no origin; give scheme, host and port \
+             without a path, like https://app.example.com",
+        ]
+    );
+    for (key, bad) in [
+        ("allowed_hosts", r#"["https://a"]"#),
+        ("allowed_hosts", r#"[""]"#),
+        ("allowed_hosts", r#"["*.a"]"#),
+        ("allowed_hosts", r#"["a", 5]"#),
+        ("allowed_hosts", r#""a""#),
+        ("allowed_origins", r#"["https://a/"]"#),
+        ("allowed_origins", r#"["https://"]"#),
+        ("allowed_origins", r#"["https://a b"]"#),
+    ] {
+        let problems = file(&format!(r#"{{"{key}": {bad}}}"#)).problems();
+        assert!(problems.len() == 1 && problems[0].contains(key), "{bad}: {problems:?}");
+    }
+    let good = r#"{"allowed_hosts": ["*", ".svc.local", "a_b-c.d"],
+                   "allowed_origins": ["*", "null", "https://a:1", "chrome-extension://abc"]}"#;
+    assert_eq!(file(good).loaded().warnings, []);
+    let listed = file("{}").with_variable("AEGIS_ALLOWED_HOSTS", "a, .b").loaded().config;
+    assert_eq!(listed.allowed_hosts, ["a", ".b"]);
+}
+
+#[test]
 fn names_are_kept_plain() {
     assert_eq!(
         file(r#"{"node_id": "node 1"}"#).problems(),
