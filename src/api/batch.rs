@@ -51,6 +51,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
     fields.unconditional("if_match and if_none_match stand in the operations")?;
+    fields.plain_body()?;
     let framing = framing(fields.content_type)?;
     let query = Query::parse(head.uri.query(), PARAMETERS)?;
     let consistency = query.consistency()?;

@@ -167,6 +167,7 @@ async fn put(
     let query = Query::parse(head.uri.query(), PUT_PARAMETERS)?;
     let (ttl, consistency) = (query.ttl()?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
+    fields.plain_body()?;
     let (condition, content_type) = (fields.condition()?, content_type(&fields)?);
     let bound = Bound { bytes_max: limits.value_bytes, limit: "max_value_bytes" };
     let value = intake::whole(client, limits, body, bound).await?;

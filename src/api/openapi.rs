@@ -129,7 +129,8 @@ impl Operations {
         let value = RequestBodyBuilder::new()
             .description(Some(format!(
                 "The value, stored as it is under its Content-Type; at most {} bytes \
-                 (max_value_bytes). Content-Type application/x-www-form-urlencoded counts as unset.",
+                 (max_value_bytes). Content-Type application/x-www-form-urlencoded counts as unset; \
+                 Content-Encoding is refused.",
                 self.limits.value_bytes
             )))
             .required(Some(Required::False))
@@ -145,7 +146,8 @@ impl Operations {
             .response("201", written("Stored where no live value was"))
             .response("202", accepted())
             .response("204", written("Stored over a live value"));
-        self.finish(operation, &[&WRITES[..], &[Kind::ConditionFailed, Kind::Full]].concat())
+        let more = [Kind::ConditionFailed, Kind::Full, Kind::UnsupportedMediaType];
+        self.finish(operation, &[&WRITES[..], &more].concat())
     }
 
     fn delete(&self) -> Operation {

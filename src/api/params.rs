@@ -6,7 +6,9 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::HeaderMap;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 
 use super::conditions::{self, Etags, ReadCondition};
 use super::problem::{Kind, Problem};
@@ -46,6 +48,8 @@ pub(super) enum Malformed {
     TwoConditions,
     #[error("this request takes no If-Match and no If-None-Match; {instead}")]
     NoConditions { instead: &'static str },
+    #[error("a value is stored whole; send all of it, without Content-Range")]
+    Range,
     #[error("the content type has {bytes} bytes; the limit is {bytes_max}")]
     ContentType { bytes: usize, bytes_max: usize },
     #[error("Idempotency-Key has {bytes} bytes; it takes 1 to {bytes_max}")]
@@ -242,6 +246,10 @@ pub(super) fn min_version(query: &Query<'_>) -> Result<Option<Version>, Malforme
 pub(super) struct Fields<'a> {
     headers: &'a HeaderMap,
     conditional: bool,
+    /// The body went through a coding (`Content-Encoding`).
+    coded: bool,
+    /// The body is a part of something (`Content-Range`).
+    ranged: bool,
     pub(super) content_type: Option<&'a HeaderValue>,
     pub(super) idempotency_key: Option<&'a HeaderValue>,
 }
@@ -254,8 +262,14 @@ pub(super) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 impl<'a> Fields<'a> {
     /// Picks them out of `headers`.
     pub(super) fn gather(headers: &'a HeaderMap) -> Result<Self, Malformed> {
-        let mut fields =
-            Self { headers, conditional: false, content_type: None, idempotency_key: None };
+        let mut fields = Self {
+            headers,
+            conditional: false,
+            coded: false,
+            ranged: false,
+            content_type: None,
+            idempotency_key: None,
+        };
         for (name, value) in headers {
             let (place, name) = if name == CONTENT_TYPE {
                 (&mut fields.content_type, "Content-Type")
@@ -263,6 +277,8 @@ impl<'a> Fields<'a> {
                 (&mut fields.idempotency_key, "Idempotency-Key")
             } else {
                 fields.conditional |= name == IF_MATCH || name == IF_NONE_MATCH;
+                fields.coded |= name == CONTENT_ENCODING && !is_identity(value);
+                fields.ranged |= name == CONTENT_RANGE;
                 continue;
             };
             if place.replace(value).is_some() {
@@ -308,10 +324,26 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Refuses a body that is not what it stands for. Stored without what its header fields say of
+    /// it, it would be served as something else.
+    pub(super) fn plain_body(&self) -> Result<(), Problem> {
+        match self {
+            Self { coded: true, .. } => Err(Problem::coded()),
+            Self { ranged: true, .. } => Err(Malformed::Range.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a condition where there is nothing that could be compared.
     pub(super) fn unconditional(&self, instead: &'static str) -> Result<(), Malformed> {
         if self.conditional { Err(Malformed::NoConditions { instead }) } else { Ok(()) }
     }
+}
+
+/// Whether a `Content-Encoding` names nothing that was done to the body.
+fn is_identity(value: &HeaderValue) -> bool {
+    let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
 }
 
 #[cfg(test)]

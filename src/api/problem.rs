@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use serde::Serialize;
 
@@ -147,6 +147,8 @@ pub(super) struct Problem {
     /// Whether it may have been applied all the same.
     outcome_unknown: bool,
     allow: Option<&'static str>,
+    /// The request's body went through a coding.
+    coded: bool,
     /// The request's body was left unread: the connection cannot go on.
     closes: bool,
 }
@@ -177,6 +179,7 @@ impl Problem {
             retryable: kind.retryable(),
             outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
+            coded: false,
             closes: false,
         }
     }
@@ -228,6 +231,19 @@ impl Problem {
             Kind::TooLarge,
             format!("the body is larger than {bytes_max} bytes, the limit ({limit})"),
         )
+    }
+
+    /// A body that went through a coding. The field that says so is not kept with the value.
+    pub(super) fn coded() -> Self {
+        Self {
+            coded: true,
+            ..Self::new(
+                Kind::UnsupportedMediaType,
+                "Content-Encoding is not stored with a value, so nobody could tell what its bytes \
+                 stand for; send them as they are, or name the coding in Content-Type \
+                 (application/gzip) and leave Content-Encoding out",
+            )
+        }
     }
 
     pub(super) fn unavailable(detail: &'static str) -> Self {
@@ -293,6 +309,9 @@ impl Problem {
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.coded {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if self.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

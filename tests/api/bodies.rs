@@ -268,6 +268,20 @@ async fn a_length_beyond_all_measure_is_a_body_too_large() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_not_what_it_stands_for_is_refused() {
+    let node = node().await;
+    for header in ["Content-Encoding: gzip", "content-encoding: identity, br"] {
+        let refused = node.ask("PUT /v1/kv/a", &[header], "x").await;
+        assert!(refused.problem(415).contains("Content-Type"));
+        assert_eq!(refused.header("accept-encoding"), Some("identity"));
+        node.ask("POST /v1/batch", &[header], "{\"ops\":[]}").await.problem(415);
+    }
+    node.ask("PUT /v1/kv/a", &["Content-Range: bytes 0-0/2"], "x").await.problem(400);
+    node.get("/v1/kv/a").await.problem(404);
+    assert_eq!(node.ask("PUT /v1/kv/a", &["Content-Encoding: identity"], "x").await.status, 201);
+}
+
+#[tokio::test]
 async fn equal_lengths_given_twice_are_one() {
     let node = node().await;
     let mut client = node.connect().await;
