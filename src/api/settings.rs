@@ -74,6 +74,13 @@ impl Limits {
         const AROUND: usize = 1 << 20;
         self.value_bytes.saturating_mul(2).saturating_add(AROUND)
     }
+
+    /// Bytes of the answer to a JSON batch beyond which it gets no further values. A stream of lines
+    /// has no such bound: its operations begin as the client takes the results.
+    pub(super) fn batch_answer_bytes(self) -> usize {
+        const LEAST: usize = 16 << 20;
+        self.value_bytes.saturating_mul(16).max(LEAST)
+    }
 }
 
 impl Settings {
