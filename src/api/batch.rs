@@ -25,7 +25,7 @@ use super::settings::{KEYED_BATCH_OPS_MAX, Limits};
 use crate::coordinator::{Consistency, IdempotencyKey};
 use crate::metrics::Op;
 
-pub(super) use self::step::OPS;
+pub(super) use self::step::{FIELDS, OPS};
 
 pub(super) const PATH: &str = "/v1/batch";
 pub(super) const PARAMETERS: &[&str] = &["consistency"];
