@@ -101,6 +101,11 @@ impl Server {
         self.0.node.settings.store(Arc::new(settings));
     }
 
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.0.node.settings.load_full()
+    }
+
     /// Puts new certificates in force, for new connections; open ones go on under the old.
     pub fn set_tls(&self, tls: Option<Material>) {
         self.0.tls.store(tls.map(Arc::new));

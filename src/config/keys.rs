@@ -268,7 +268,7 @@ keys! {
         /// Whether this cluster ships its writes to others.
         cross_dc_replication: bool = "false", restart, shared;
         /// Gossip addresses of nodes of the other clusters.
-        cross_dc_seeds: Vec<HostPort> = "", live, shared;
+        cross_dc_seeds: Vec<HostPort> = "", restart, shared;
         /// This region's number, different from every linked region's.
         region_index: u8 = "0" in 0..=7, restart, shared;
     }

@@ -137,7 +137,6 @@ async fn serve(
         loaded: Mutex::new(Arc::new(loaded)),
         started,
         client_addr: client_port.local_addr().context("cannot tell bind_addr")?,
-        connections_max,
         metrics: metrics.clone(),
         coordinator: coordinator.clone(),
         api: api.clone(),
@@ -226,6 +225,7 @@ async fn come_up(
     port: PeerPort,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<(Arc<Data>, Arc<Cluster>)>> {
+    let before = node.config();
     let up = bring_up::bring_up(node.clone(), port);
     tokio::pin!(up);
     let mut pace = tokio::time::interval(START_PACE);
@@ -244,6 +244,7 @@ async fn come_up(
     };
     let _ = node.data.set(data.clone());
     let _ = node.cluster.set(cluster.clone());
+    node.apply_since(&before).await;
     Ok(Some((data, cluster)))
 }
 
@@ -329,13 +330,22 @@ fn resolve(key: &'static str, address: &HostPort) -> anyhow::Result<SocketAddr> 
 fn apply_live(
     node: &Node,
     config: &Config,
+    connections_max: u32,
     tls: Option<api::tls::Material>,
     peer_tls: Option<crate::peer::Tls>,
 ) {
-    node.api.apply(api_settings(config, node.connections_max));
+    node.api.apply(api_settings(config, connections_max));
     node.api.set_tls(tls);
     node.coordinator.set_write_copies(config.write_copies());
     node.coordinator.set_read_copies(config.read_copies());
+    apply_to_parts(node, config, peer_tls);
+    if let Err(error) = node.log_level.set_level(&config.log_level) {
+        tracing::warn!(%error, "log_level not applied");
+    }
+}
+
+/// The same in the parts that are there once the node has come up.
+fn apply_to_parts(node: &Node, config: &Config, peer_tls: Option<crate::peer::Tls>) {
     if let Some(cluster) = node.cluster.get() {
         let timeouts = (config.suspect_timeout, config.dead_timeout);
         cluster.apply(bring_up::settings(config), bring_up::secrets(config), timeouts);
@@ -343,9 +353,6 @@ fn apply_live(
     }
     if let Some(data) = node.data.get() {
         data.replica.budget().configure(&store_config(config));
-    }
-    if let Err(error) = node.log_level.set_level(&config.log_level) {
-        tracing::warn!(%error, "log_level not applied");
     }
 }
 
@@ -377,6 +384,7 @@ fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls
     crate::peer::Tls::load(cert, key, ca).map(Some)
 }
 
+/// What the client API is to go by, with as many connections as the limit of open files allows.
 fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
     api::Settings {
         tokens: tokens(config),
@@ -384,7 +392,7 @@ fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
         rate: rate(config.rate_limit, config.rate_burst),
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
-        max_conns: config.max_conns.min(connections_max) as usize,
+        max_conns: connections_max as usize,
         max_key_bytes: config.max_key_bytes as usize,
         max_value_bytes: config.max_value_bytes as usize,
     }

@@ -15,7 +15,7 @@ use crate::logging::LevelControl;
 use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
 use crate::peer::Refusal;
-use crate::process::{Notifier, ReloadReport};
+use crate::process::{self, Notifier, ReloadReport};
 
 use super::apply_live;
 use super::cluster::Cluster;
@@ -29,8 +29,6 @@ pub(super) struct Node {
     pub(super) loaded: Mutex<Arc<Loaded>>,
     pub(super) started: Instant,
     pub(super) client_addr: SocketAddr,
-    /// Connections that the limit of open files allows.
-    pub(super) connections_max: u32,
     pub(super) metrics: Arc<Metrics>,
     pub(super) coordinator: Coordinator,
     pub(super) api: api::Server,
@@ -88,7 +86,7 @@ impl Node {
         let certificate = self.api.tls_not_after();
         let mut readings = Readings {
             active_connections: self.api.active_connections() as u64,
-            max_connections: u64::from(self.connections_max.min(config.config.max_conns)),
+            max_connections: self.api.settings().max_conns as u64,
             cluster_members: 1,
             cluster_members_expected: 1,
             serving: self.coordinator.phase() == coordinator::Phase::Serving
@@ -160,6 +158,22 @@ impl Node {
         outcome
     }
 
+    /// Has the parts that came up meanwhile go by the configuration in force, if a reload has changed
+    /// it since `before`, by which they came up.
+    pub(super) async fn apply_since(&self, before: &Arc<Loaded>) {
+        let _one = self.reloading.lock().await;
+        let now = self.config();
+        if !Arc::ptr_eq(before, &now) {
+            match super::load_peer_tls(&now.config) {
+                Ok(peer_tls) => super::apply_to_parts(self, &now.config, peer_tls),
+                Err(error) => tracing::warn!(
+                    %error,
+                    "what was reloaded during the start does not hold between nodes; reload again"
+                ),
+            }
+        }
+    }
+
     fn apply_again(&self) -> Result<Reloaded, ActionError> {
         let old = self.config();
         let refused = |problems: Vec<String>| ActionError::Refused { problems };
@@ -170,9 +184,16 @@ impl Node {
         let bad = |error: crate::tls::TlsError| refused(vec![super::chain(&error)]);
         let tls = super::load_tls(&reloaded.new.config).map_err(bad)?;
         let peer_tls = super::load_peer_tls(&reloaded.new.config).map_err(bad)?;
-        let warnings = reloaded.new.warnings.iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<_> =
+            reloaded.new.warnings.iter().map(ToString::to_string).collect();
         let new = Arc::new(reloaded.new);
-        apply_live(self, &new.config, tls, peer_tls);
+        let files = process::open_files(new.config.max_conns);
+        let files = files.map_err(|source| ActionError::Failed {
+            what: "reading the limit of open files",
+            source: Box::new(source),
+        })?;
+        warnings.extend(files.warning);
+        apply_live(self, &new.config, files.connections, tls, peer_tls);
         *self.loaded.lock() = new;
         let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
         Ok(Reloaded {
@@ -280,10 +301,9 @@ impl ops::Node for Node {
     }
 
     fn set_rate_limit(&self, limit: RateLimit) {
-        let loaded = Node::config(self);
-        let mut settings = super::api_settings(&loaded.config, self.connections_max);
-        settings.rate =
-            limit.and_then(|per_second| super::rate(per_second.get(), loaded.config.rate_burst));
+        let burst = Node::config(self).config.rate_burst;
+        let mut settings = (*self.api.settings()).clone();
+        settings.rate = limit.and_then(|per_second| super::rate(per_second.get(), burst));
         self.api.apply(settings);
     }
 

@@ -119,7 +119,6 @@ fn a_reload_applies_the_keys_that_the_contract_says_it_does() {
             "tls_key_file",
             "tls_ca_file",
             "log_level",
-            "cross_dc_seeds",
         ]
     );
 }

@@ -247,6 +247,28 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
     assert_eq!(get(&node, "slow").await.as_deref(), Some("first, second"));
 }
 
+/// A command for a node under a limit of the shell's.
+fn limited(home: &Home, limit: &str) -> Command {
+    let node = home.command();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\""));
+    command.arg(node.get_program()).args(node.get_args());
+    command
+}
+
+#[tokio::test]
+async fn few_files_leave_few_connections_and_say_so() {
+    let home = Home::new(json!({ "max_conns": 10_000 }));
+    let mut node = home.spawn_with(limited(&home, "-n 256"));
+    node.wait_ready().await;
+    assert_eq!(ops(&node, "/stats").await["connections"]["max"], 128);
+    let expected = "may open 256 files, which allows 128 connections instead of max_conns (10000)";
+    assert!(node.log().contains(expected), "{}", node.log());
+    let reloaded = http().post(node.ops_url("/admin/reload")).send().await.unwrap();
+    let reloaded: Value = reloaded.json().await.unwrap();
+    assert!(reloaded["warnings"].to_string().contains(expected), "{reloaded}");
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_ends_the_start_with_the_reason_last() {
     let home = Home::new(json!({}));

@@ -5,4 +5,5 @@
 mod browser;
 mod crash;
 mod life;
+mod live;
 mod support;
