@@ -40,6 +40,7 @@ use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::process::{self, Notifier, PidFile};
+use crate::tls::{Own, TlsError};
 use crate::wal;
 
 use bring_up::PeerPort;
@@ -129,7 +130,7 @@ async fn serve(
         coordinator.clone(),
         metrics.clone(),
         api_settings(&loaded.config, connections_max),
-        load_tls(&loaded.config)?,
+        load_tls(&loaded.config, None)?,
     );
 
     let node = Arc::new(Node {
@@ -356,8 +357,8 @@ fn apply_to_parts(node: &Node, config: &Config, peer_tls: Option<crate::peer::Tl
     }
 }
 
-/// Certificates and keys, if TLS is on.
-fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::TlsError> {
+/// Certificates and keys, if TLS is on. `in_force`: the certificate shown at present.
+fn load_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<api::tls::Material>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -367,11 +368,12 @@ fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::Tls
         TlsClientAuth::None => api::tls::ClientAuth::None,
         TlsClientAuth::Required => api::tls::ClientAuth::Required,
     };
-    api::tls::Material::load(cert, key, config.tls_ca_file.as_deref(), client_auth).map(Some)
+    let ca = config.tls_ca_file.as_deref();
+    api::tls::Material::load(cert, key, ca, client_auth, in_force).map(Some)
 }
 
 /// The same between nodes, where all need a certificate and an authority.
-fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls::TlsError> {
+fn load_peer_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<crate::peer::Tls>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -381,7 +383,7 @@ fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls
         tracing::warn!("tls_ca_file is not set: connections between nodes go without TLS");
         return Ok(None);
     };
-    crate::peer::Tls::load(cert, key, ca).map(Some)
+    crate::peer::Tls::load(cert, key, ca, in_force).map(Some)
 }
 
 /// What the client API is to go by, with as many connections as the limit of open files allows.

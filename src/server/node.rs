@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::api;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
+use crate::entry::Timestamp;
 use crate::logging::LevelControl;
 use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
@@ -83,7 +84,7 @@ impl Node {
     }
 
     fn readings(&self, config: &Loaded) -> Readings {
-        let certificate = self.api.tls_not_after();
+        let certificate = self.api.certificate().map(|own| own.not_after());
         let mut readings = Readings {
             active_connections: self.api.active_connections() as u64,
             max_connections: self.api.settings().max_conns as u64,
@@ -164,7 +165,8 @@ impl Node {
         let _one = self.reloading.lock().await;
         let now = self.config();
         if !Arc::ptr_eq(before, &now) {
-            match super::load_peer_tls(&now.config) {
+            let in_force = self.api.certificate();
+            match super::load_peer_tls(&now.config, in_force.as_ref()) {
                 Ok(peer_tls) => super::apply_to_parts(self, &now.config, peer_tls),
                 Err(error) => tracing::warn!(
                     %error,
@@ -182,8 +184,9 @@ impl Node {
             .reload(&old)
             .map_err(|problems| refused(problems.0.iter().map(ToString::to_string).collect()))?;
         let bad = |error: crate::tls::TlsError| refused(vec![super::chain(&error)]);
-        let tls = super::load_tls(&reloaded.new.config).map_err(bad)?;
-        let peer_tls = super::load_peer_tls(&reloaded.new.config).map_err(bad)?;
+        let in_force = self.api.certificate();
+        let tls = super::load_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
+        let peer_tls = super::load_peer_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
         let mut warnings: Vec<_> =
             reloaded.new.warnings.iter().map(ToString::to_string).collect();
         let new = Arc::new(reloaded.new);
@@ -193,6 +196,9 @@ impl Node {
             source: Box::new(source),
         })?;
         warnings.extend(files.warning);
+        if tls.as_ref().is_some_and(|tls| tls.own().not_after() < Timestamp::now()) {
+            warnings.push("tls_cert_file: the certificate has expired; renew it".to_owned());
+        }
         apply_live(self, &new.config, files.connections, tls, peer_tls);
         *self.loaded.lock() = new;
         let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();

@@ -113,3 +113,41 @@ pub(super) async fn tls_ca_file() {
     assert!(old.is_answered(&node, Some(client(&new))).await);
     assert!(!old.is_answered(&node, Some(client(&old))).await);
 }
+
+/// The certificate runs out while the node runs. What else is new must come into force all the same;
+/// another certificate that has run out must not.
+#[tokio::test]
+async fn a_certificate_that_has_expired_keeps_nothing_else_from_being_applied() {
+    let authority = Authority::new();
+    let key = KeyPair::generate().unwrap();
+    let expires_in = |seconds: i64| {
+        move |params: &mut CertificateParams| {
+            params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
+        }
+    };
+    let mut home = Home::new(json!({
+        "tls_enabled": true,
+        "tls_ca_file": authority.path("ca.pem"),
+        "tls_cert_file": authority.sign(&key, expires_in(20)),
+        "tls_key_file": key_file(authority.dir.path(), &key),
+    }));
+    let node = home.start().await;
+    assert!(authority.is_answered(&node, None).await);
+    let reload = async || http().post(node.ops_url("/admin/reload")).send().await.unwrap();
+    eventually(async || !authority.is_answered(&node, None).await, "the certificate's end").await;
+    home.set(json!({ "max_conns": 7 }));
+    let answer = reload().await;
+    assert_eq!(answer.status(), 200);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["applied"], json!(["max_conns"]));
+    assert!(answer["warnings"].to_string().contains("has expired"), "{answer}");
+    assert_eq!(ops(&node, "/stats").await["connections"]["max"], 7);
+
+    authority.sign(&key, expires_in(-5));
+    let refused = reload().await;
+    assert_eq!(refused.status(), 422);
+    assert!(refused.text().await.unwrap().contains("expired"));
+    authority.sign(&key, expires_in(600));
+    assert_eq!(reload().await.status(), 200);
+    assert!(authority.is_answered(&node, None).await);
+}
