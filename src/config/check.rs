@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::address::HostPort;
 use super::keys::Config;
-use super::layers::Origins;
+use super::layers::{Origins, byte_order_mark};
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
@@ -305,6 +305,10 @@ pub(super) fn read_secret_file(
         Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
     };
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
+    if let Some((what, mend)) = byte_order_mark(&text) {
+        let what = format!("{} {what}", shown(path));
+        return Err(Problem::with_key(&file_key, &origin, what, mend));
+    }
     // The bytes are not repeated: they are most likely a secret.
     let text = String::from_utf8(text).map_err(|_| {
         let what = format!("{} is not UTF-8 text", shown(path));

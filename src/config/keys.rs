@@ -47,6 +47,12 @@ impl Key {
         KEYS.iter().find(|key| key.name == name)
     }
 
+    /// Whether its value is a secret, or the name of a file that holds one.
+    pub(super) fn gives_secret(&self) -> bool {
+        let of_file = self.name.strip_suffix("_file").and_then(Self::find);
+        self.secret || of_file.is_some_and(|key| key.secret)
+    }
+
     /// The flag's name, without the leading hyphens.
     pub fn flag(&self) -> String {
         self.name.replace('_', "-")
