@@ -247,6 +247,23 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
     assert_eq!(get(&node, "slow").await.as_deref(), Some("first, second"));
 }
 
+#[tokio::test]
+async fn signals_that_mean_nothing_end_nothing() {
+    let home = Home::new(json!({}));
+    let node = home.start().await;
+    for (signal, name) in [(Signal::SIGUSR1, "SIGUSR1"), (Signal::SIGUSR2, "SIGUSR2")] {
+        node.signal(signal);
+        let began = Instant::now();
+        while !node.log().contains(&format!("{name} means nothing")) {
+            assert!(began.elapsed() < SOON, "{}", node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    node.signal(Signal::SIGXFSZ);
+    assert_eq!(put(&node, "a", "1").await, 201);
+    node.stop(SOON);
+}
+
 /// A command for a node under a limit of the shell's.
 fn limited(home: &Home, limit: &str) -> Command {
     let node = home.command();
@@ -267,6 +284,15 @@ async fn few_files_leave_few_connections_and_say_so() {
     let reloaded = http().post(node.ops_url("/admin/reload")).send().await.unwrap();
     let reloaded: Value = reloaded.json().await.unwrap();
     assert!(reloaded["warnings"].to_string().contains(expected), "{reloaded}");
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_grow_is_an_error_with_a_reason() {
+    let home = Home::new(json!({}));
+    let mut node = home.spawn_with(limited(&home, "-f 64"));
+    let status = node.wait(SOON);
+    assert_eq!(status.code(), Some(1), "{status}: {}", node.log());
+    assert!(last_line(&node.log()).contains("File too large"), "{}", node.log());
 }
 
 #[tokio::test]
