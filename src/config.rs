@@ -35,7 +35,9 @@ pub use layers::{Document, Origins};
 pub use problem::{Problem, Problems};
 pub use reference::key_reference;
 pub use secret::{Secret, Secrets};
-pub use setting::{EvictionPolicy, Quorum, Shape, TlsClientAuth, UncleanRecovery, WalMode};
+pub use setting::{
+    EvictionPolicy, Quorum, Shape, TlsClientAuth, UncleanRecovery, WalMode, WhenRemoved,
+};
 
 use check::Check;
 use layers::Layers;
@@ -82,6 +84,8 @@ pub struct Loaded {
     pub origins: Origins,
     /// What deserves a warning but stops nothing.
     pub warnings: Vec<Problem>,
+    /// What was in the files of certificates and keys.
+    contents: tls_files::Contents,
 }
 
 /// What a reload came to.
@@ -195,7 +199,8 @@ impl Inputs {
         let mut warnings = layers.warnings;
         warnings.extend(more_warnings);
         if problems.is_empty() {
-            Ok(Loaded { config, origins, warnings })
+            let contents = tls_files::Contents::of(&config);
+            Ok(Loaded { config, origins, warnings, contents })
         } else {
             Err(Problems(problems))
         }
@@ -208,8 +213,14 @@ impl Loaded {
     /// # Errors
     /// When the live keys of the one and the other keys of the other do not go together.
     pub fn replaced_by(&self, mut fresh: Self) -> Result<Reloaded, Problems> {
-        let changed = self.config.differences(&fresh.config);
+        let mut changed = self.config.differences(&fresh.config);
         fresh.config.keep_until_restart(&self.config);
+        if fresh.config.tls_enabled {
+            // The names are what they were; what stands in the files is not.
+            changed.extend(self.contents.differences(&fresh.contents));
+            changed.sort_by_key(|name| KEYS.iter().position(|key| key.name == *name));
+            changed.dedup();
+        }
         for key in KEYS.iter().filter(|key| !key.live) {
             fresh.origins.set(key.name, self.origins.of(key.name).to_owned());
         }

@@ -96,6 +96,12 @@ impl Timestamp {
         self.0.checked_add(millis).map(Self)
     }
 
+    /// This instant less `span`; the beginning of time at the earliest.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// Milliseconds from `now` until this instant; 0 if it has passed.
     pub fn millis_after(self, now: Self) -> u64 {
         self.0.saturating_sub(now.0)

@@ -41,6 +41,21 @@ pub mod snapshot;
 // Who is a member, and who holds and orders each shard.
 pub mod topology;
 
+/// Whether a rule is broken on purpose, to see that simulations notice.
+#[cfg(feature = "mutations")]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        crate::mutation::is(crate::mutation::Mutation::$mutation)
+    };
+}
+
+#[cfg(not(feature = "mutations"))]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        false
+    };
+}
+
 #[cfg(feature = "mutations")]
 pub mod mutation;
 
@@ -62,6 +77,8 @@ pub mod birth;
 
 // The cluster's work: carrying records, serving clients, keeping copies where they should be.
 pub mod wire;
+
+pub mod route;
 
 pub mod replication;
 

@@ -1,5 +1,4 @@
-//! Rules of the shard protocol that can be broken on purpose, so that the simulator can show that it
-//! would notice. Only with the feature `mutations`; no build that serves has any of it.
+//! Rules that can be broken on purpose, so that simulations can show that they would notice. Only with the feature `mutations`; no build that serves has any of it.
 
 use std::cell::Cell;
 
@@ -48,6 +47,26 @@ pub enum Mutation {
     HigherVersionCounts,
     /// Versions do not tell of the epoch they were given in.
     VersionsWithoutEpoch,
+    /// A copy that was away counts as level as before.
+    AwayUnnoticed,
+    /// A copy that was away is level by what comes unasked.
+    UnaskedCounts,
+    /// A primary that was away counts as level before a round has confirmed its epoch.
+    LevelUnconfirmed,
+    /// A primary tells where its log ends before a round has confirmed its epoch.
+    ReadIndexUnconfirmed,
+    /// Whom gossip does not hear has failed, whatever connections say.
+    GossipDecides,
+    /// Connections of other members are no way to a node.
+    OthersLinksIgnored,
+    /// That a node's report came does not show that there is a way.
+    WordsIgnored,
+    /// What gossip says elsewhere does not count.
+    ElsewhereIgnored,
+    /// A silent node is gone without having been asked.
+    GoneUnasked,
+    /// A shard has lost its majority when that seems failed, gone or not.
+    FailedIsGone,
 }
 
 thread_local! {

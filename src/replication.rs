@@ -3,16 +3,21 @@
 //! Invariant: what vouches for this node's disk leaves only when the log is settled so far. It
 //! decides nothing; it never waits for another node.
 
+mod awake;
+mod touch;
+
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::disk::Disk;
 use crate::entry::{ShardId, Timestamp};
@@ -21,6 +26,9 @@ use crate::replica::{Replica, Work};
 use crate::shard::{Envelope, Message, Staged};
 use crate::topology::{Announcement, Cluster, Command, NodeId, Topology};
 use crate::wal::{self, BACKLOG_BYTES_MAX};
+
+use awake::{Awake, Moment};
+use touch::Touch;
 
 /// Pause between two ticks of the shards.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -109,6 +117,9 @@ pub struct Replication {
     carrier: Arc<dyn Carrier>,
     shelf: Shelf,
     metrics: Arc<Metrics>,
+    awake: Awake,
+    noticing: Mutex<()>,
+    touch: Touch,
 }
 
 impl Replication {
@@ -119,7 +130,9 @@ impl Replication {
         shelf: Shelf,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self { replica, carrier, shelf, metrics })
+        let (awake, noticing) = (Awake::default(), Mutex::default());
+        let touch = Touch::new(Instant::now());
+        Arc::new(Self { replica, carrier, shelf, metrics, awake, noticing, touch })
     }
 
     /// The replica.
@@ -201,7 +214,7 @@ impl Replication {
         mut topology: watch::Receiver<Arc<Topology>>,
     ) -> Result<(), wal::Error> {
         let mut pace = tokio::time::interval(TICK);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut known = Arc::new(Topology::default());
         let mut follows = true;
         loop {
@@ -228,6 +241,80 @@ impl Replication {
             }
         }
         Ok(())
+    }
+
+    /// Sees when this process stood still, and with whom it was out of touch, until dropped.
+    pub async fn stay_in_touch(self: Arc<Self>, topology: watch::Receiver<Arc<Topology>>) {
+        let mut pace = tokio::time::interval(awake::PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            pace.tick().await;
+            let now = Moment::now();
+            match self.awake.absence(now) {
+                None => self.awake.note(now),
+                Some(_) => self.was_away(),
+            }
+            if !self.is_whole() {
+                let topology = topology.borrow().clone();
+                self.look_who_is_back(&topology);
+            }
+        }
+    }
+
+    /// Whoever was out of touch, and is no more, may have ordered meanwhile, or may have let another
+    /// lead: the copies that hang on it ask.
+    fn look_who_is_back(self: &Arc<Self>, topology: &Topology) {
+        let me = self.replica.me().node;
+        let others = topology.members.keys().copied().filter(|node| *node != me);
+        let now = Instant::now();
+        let mut work = Work::default();
+        for (node, since) in self.touch.look(others, |node| self.carrier.silent_for(node), now) {
+            let woke_at = Timestamp::now();
+            let since = woke_at.before(now - since);
+            let in_touch = |node| self.touch.parted_for(node).is_none();
+            // A log that has failed says so to the server, which then stops.
+            let _ = self.replica.was_apart(node, &in_touch, (since, woke_at), &mut work);
+            self.touch.met(node);
+        }
+        self.carry_out_soon(work);
+    }
+
+    /// Whether no node is known to be out of touch, nor was until now. Costs two loads.
+    pub fn is_whole(&self) -> bool {
+        self.carrier.is_whole() && self.touch.is_whole()
+    }
+
+    /// For how long a node has been out of touch; `None` if it is in touch.
+    pub fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        self.carrier.silent_for(node).or_else(|| self.touch.parted_for(node))
+    }
+
+    /// Sees to it that no copy counts as level because it was when this process last ran. To be
+    /// called at `now` before each look at a copy on a client's behalf: a request may be the first to
+    /// run after a pause. Costs a load.
+    pub fn notice_absence(self: &Arc<Self>, now: Timestamp) {
+        if self.awake.may_have_been_away(now) && self.awake.absence(Moment::now()).is_some() {
+            self.was_away();
+        }
+    }
+
+    #[cold]
+    fn was_away(self: &Arc<Self>) {
+        let first = self.noticing.lock();
+        let now = Moment::now();
+        let Some(absence) = self.awake.absence(now) else { return };
+        let since = now.wall.before(absence);
+        let mut work = Work::default();
+        // A log that has failed says so to the server, which then stops.
+        let _ = self.replica.was_away((since, now.wall), &mut work);
+        // Not before all copies know: whoever looks at one meanwhile waits above.
+        self.awake.note(now);
+        drop(first);
+        tracing::warn!(
+            "this process stood still for {absence:.1?}; its copies ask their primaries before they \
+             answer again"
+        );
+        self.carry_out_soon(work);
     }
 
     /// Makes a complete copy durable and takes it into use, on a thread that may block.

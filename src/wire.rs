@@ -14,6 +14,7 @@ use crate::entry::{
 };
 use crate::metrics::Miss;
 use crate::shard::{Acks, EntryCopy, Envelope, Message, Need, Ordered, Refused, Request};
+use crate::topology::NodeId;
 
 /// What a frame between nodes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,11 @@ pub enum Kind {
     Report = 5,
     /// One way, to primaries: a node's memory is short by so many bytes (`u64`).
     Pressure = 6,
+    /// One way, or a request answered by a [`Relayed`]: what another member said, to be passed on
+    /// to a third, behind a [`Relay`].
+    Relay = 7,
+    /// A request: whether a seat answers at any address of its node.
+    Inquiry = 8,
 }
 
 impl Kind {
@@ -43,9 +49,37 @@ impl Kind {
             4 => Self::Knock,
             5 => Self::Report,
             6 => Self::Pressure,
+            7 => Self::Relay,
+            8 => Self::Inquiry,
             _ => return None,
         })
     }
+}
+
+/// What stands before the body of a message that is passed on by other members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// Who said it. The members that pass it on are trusted with that.
+    pub origin: NodeId,
+    /// Whom it is for.
+    pub to: NodeId,
+    /// How often it may still be passed on.
+    pub hops: u8,
+    /// What it is: a [`Kind`] that members say to each other, not another relay.
+    pub kind: u8,
+    /// For how long an answer is of use, in milliseconds; 0 where none is expected.
+    pub within_ms: u32,
+}
+
+/// What became of a request that was passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relayed {
+    /// The answer of the node that it was for.
+    Answer(Bytes),
+    /// It surely never reached that node.
+    NotSent,
+    /// It may have.
+    Lost,
 }
 
 /// What a coordinator asks of another node.
@@ -210,6 +244,44 @@ pub fn get_ask(bytes: &[u8]) -> Result<Ask, Malformed> {
     }
 }
 
+/// Reads what is to be passed on: what it is, and its body, which shares the memory.
+///
+/// # Errors
+/// [`Malformed`], also where it is of a kind that is not passed on.
+pub fn get_relay(bytes: &Bytes) -> Result<(Relay, Kind, Bytes), Malformed> {
+    let (relay, body): (Relay, &[u8]) = postcard::take_from_bytes(bytes)?;
+    let kind = match Kind::from_byte(relay.kind) {
+        Some(Kind::Relay | Kind::Knock) | None => return Err(Malformed::Contents),
+        Some(kind) => kind,
+    };
+    Ok((relay, kind, bytes.slice_ref(body)))
+}
+
+const NOT_SENT: u8 = 0;
+const LOST: u8 = 1;
+const ANSWER: u8 = 2;
+
+impl Relayed {
+    /// As the answer of the member that passed the request on: a byte that says which it is, and
+    /// the answer.
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::NotSent => Bytes::from_static(&[NOT_SENT]),
+            Self::Lost => Bytes::from_static(&[LOST]),
+            Self::Answer(answer) => [&[ANSWER], &answer[..]].concat().into(),
+        }
+    }
+
+    /// Reads such an answer. One that makes no sense is lost.
+    pub fn decode(bytes: &Bytes) -> Self {
+        match bytes.first() {
+            Some(&NOT_SENT) => Self::NotSent,
+            Some(&ANSWER) => Self::Answer(bytes.slice(1..)),
+            _ => Self::Lost,
+        }
+    }
+}
+
 fn records_are_sound(shard: ShardId, records: &[Arc<Record>]) -> bool {
     records.iter().all(|record| {
         record.shard == shard
@@ -228,4 +300,43 @@ fn effect_is_sound(effect: &Effect) -> bool {
 
 fn entry_is_sound(entry: &EntryCopy) -> bool {
     entry.content_type.len() <= CONTENT_TYPE_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay(kind: Kind) -> Bytes {
+        let (origin, to) = (NodeId(1), NodeId(2));
+        let relay = Relay { origin, to, hops: 7, kind: kind as u8, within_ms: 300 };
+        let mut bytes = Vec::new();
+        put(&relay, &mut bytes);
+        bytes.extend_from_slice(b"body");
+        bytes.into()
+    }
+
+    #[test]
+    fn what_is_passed_on_comes_out_as_it_went_in() {
+        let (relay, kind, body) = get_relay(&relay(Kind::Client)).unwrap();
+        assert_eq!((relay.origin, relay.to, relay.hops), (NodeId(1), NodeId(2), 7));
+        assert_eq!((kind, relay.within_ms, &body[..]), (Kind::Client, 300, &b"body"[..]));
+    }
+
+    #[test]
+    fn neither_a_knock_nor_what_is_passed_on_already_is_wrapped() {
+        for kind in [Kind::Relay, Kind::Knock] {
+            assert_eq!(get_relay(&relay(kind)).unwrap_err(), Malformed::Contents, "{kind:?}");
+        }
+        assert!(get_relay(&Bytes::new()).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_told_from_its_failing_and_nonsense_is_lost() {
+        for relayed in [Relayed::Answer(Bytes::from_static(b"a")), Relayed::NotSent, Relayed::Lost]
+        {
+            assert_eq!(Relayed::decode(&relayed.encode()), relayed);
+        }
+        assert_eq!(Relayed::decode(&Bytes::new()), Relayed::Lost);
+        assert_eq!(Relayed::decode(&Bytes::from_static(&[9, 9])), Relayed::Lost);
+    }
 }

@@ -2,6 +2,7 @@
 //! says so.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -134,10 +135,22 @@ struct Got<'a> {
     value_base64: Option<String>,
     content_type: Option<Cow<'a, str>>,
     ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_ms: Option<u64>,
+}
+
+/// A span in whole milliseconds.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Appends the result of a `get` in a batch.
-pub(super) fn append_got(out: &mut Vec<u8>, found: &Found, now: Timestamp) {
+pub(super) fn append_got(
+    out: &mut Vec<u8>,
+    found: &Found,
+    stale: Option<Duration>,
+    now: Timestamp,
+) {
     let value = std::str::from_utf8(found.entry.value_bytes()).ok();
     append(
         out,
@@ -148,6 +161,7 @@ pub(super) fn append_got(out: &mut Vec<u8>, found: &Found, now: Timestamp) {
             value,
             content_type: content_type(found),
             ttl_ms: ttl_ms(found, now),
+            stale_ms: stale.map(millis),
         },
     );
 }

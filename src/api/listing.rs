@@ -7,7 +7,7 @@ use futures_util::stream;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, StatusCode};
 
-use super::answer::{self, ACKS, Body, Response};
+use super::answer::{self, ACKS, Body, Response, STALE};
 use super::client::Client;
 use super::intake;
 use super::json;
@@ -42,9 +42,12 @@ pub(super) async fn list(client: &Client, query: Option<&str>) -> Result<Respons
     let cursor = cursor.as_deref().filter(|cursor| !cursor.is_empty());
     let limit = limit.unwrap_or(LIMIT_DEFAULT);
     let page = client.node.coordinator.list(&prefix, cursor, limit).await?;
+    let stale = page.stale.map(answer::stale);
     let body = if values { streamed(page) } else { whole(page) };
     let mut response = answer::with_body(StatusCode::OK, body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    stale.map(|stale| headers.insert(STALE, stale));
     Ok(response)
 }
 

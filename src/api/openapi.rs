@@ -21,7 +21,7 @@ use utoipa::openapi::{
 };
 
 use self::schemas::{any, integer, string};
-use super::answer::{ACKS, TTL};
+use super::answer::{ACKS, STALE, TTL};
 use super::params::IDEMPOTENCY_KEY_BYTES_MAX;
 use super::problem::{self, Kind};
 use super::settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Limits};
@@ -108,9 +108,11 @@ impl Operations {
             .content("*/*", Content::new(Some(binary("The value, as it was stored"))))
             .content("application/json", Content::new(Some(schemas::entry_or_any())))
             .header(TTL.as_str(), ttl_header())
+            .header(STALE.as_str(), stale_header())
             .header(ETAG.as_str(), etag_header("The value's version"));
         let known = response("The reader has this version already (If-None-Match)")
             .header(ETAG.as_str(), etag_header("The value's version"))
+            .header(STALE.as_str(), stale_header())
             .header(TTL.as_str(), ttl_header());
         let operation = operation("get", "Read a value")
             .parameter(self.key())
@@ -190,7 +192,9 @@ impl Operations {
     fn list(&self) -> Operation {
         let limit = integer(1, listing::LIMIT_MAX as i64);
         let limit = limit.default(Some(listing::LIMIT_DEFAULT.into()));
-        let page = response("One page").content("application/json", reference("Page"));
+        let page = response("One page")
+            .content("application/json", reference("Page"))
+            .header(STALE.as_str(), stale_header());
         let operation = operation("list", "List keys by prefix, in no particular order")
             .parameter(query("prefix", string(), "What the keys begin with; absent: all"))
             .parameter(query("limit", limit, "Keys on the page at most; a page may hold fewer"))
@@ -377,6 +381,14 @@ fn etag_header(about: &str) -> Header {
 fn ttl_header() -> Header {
     let mut header = Header::new(integer(0, i64::MAX));
     header.description = Some("Seconds left to live, rounded up; absent: for ever".to_owned());
+    header
+}
+
+fn stale_header() -> Header {
+    let mut header = Header::new(pattern("^[0-9]+s$"));
+    let about =
+        "For how long a copy that was read has been out of touch with its primary, if it is";
+    header.description = Some(about.to_owned());
     header
 }
 

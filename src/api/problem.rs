@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::answer::{self, ACKS, Body, Response};
 use super::framing::Doubt;
 use super::sites::Foreign;
+use super::json;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 
@@ -149,6 +150,8 @@ pub(super) struct Problem {
     allow: Option<&'static str>,
     /// The request's body went through a coding.
     coded: bool,
+    /// For how long the copy that answered has been out of touch with its primary.
+    stale: Option<Duration>,
     /// The request's body was left unread: the connection cannot go on.
     closes: bool,
 }
@@ -166,6 +169,8 @@ pub(super) struct Fields<'a> {
     /// The live entry's version, where a condition failed on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_ms: Option<u64>,
 }
 
 impl Problem {
@@ -180,6 +185,7 @@ impl Problem {
             outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
             coded: false,
+            stale: None,
             closes: false,
         }
     }
@@ -274,6 +280,12 @@ impl Problem {
         self
     }
 
+    /// Of a read: for how long the copy that answered has been out of touch with its primary.
+    pub(super) fn with_stale(mut self, stale: Option<Duration>) -> Self {
+        self.stale = stale;
+        self
+    }
+
     /// The members of the problem's document.
     pub(super) fn fields(&self) -> Fields<'_> {
         Fields {
@@ -284,6 +296,7 @@ impl Problem {
             outcome: if self.outcome_unknown { "unknown" } else { "not-applied" },
             retryable: self.retryable,
             version: self.etag.map(|v| v.to_string()),
+            stale_ms: self.stale.map(json::millis),
         }
     }
 

@@ -18,6 +18,9 @@ pub(crate) enum Exit {
     NotFound,
 }
 
+/// The code of a server that was removed from its cluster: the unit does not start it again.
+const REMOVED: u8 = 10;
+
 /// The command line asks for something that makes no sense: code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}\nsee aegiskv --help")]
@@ -32,8 +35,19 @@ pub(crate) fn code(result: anyhow::Result<Exit>) -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             note(format_args!("aegiskv: {}", in_words(&error)));
-            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+            ExitCode::from(failure(&error))
         }
+    }
+}
+
+/// The code of a failure.
+fn failure(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        2
+    } else if error.is::<crate::server::Removed>() {
+        REMOVED
+    } else {
+        1
     }
 }
 

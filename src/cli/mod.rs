@@ -1,7 +1,7 @@
 //! The command line: the server's flags, the commands for clients and operators, their help.
 //!
 //! Invariant: results go to standard output, words to standard error; exit codes are 0 done,
-//! 1 failed, 2 usage, 3 not found. Completions, manual pages and `docs/cli.md` all come from the
+//! 1 failed, 2 usage, 3 not found, 10 a server that was removed from its cluster. Completions, manual pages and `docs/cli.md` all come from the
 //! one definition here. Nothing here touches a running node's data but through its HTTP APIs.
 
 mod bench;
@@ -41,7 +41,8 @@ use flags::Flags;
 /// is a client, or a tool for operators.
 #[derive(Parser, Debug)]
 #[command(name = "aegiskv", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found.")]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 10 the server was \
+                        removed from its cluster.")]
 struct Cli {
     #[command(flatten)]
     flags: Flags,

@@ -33,6 +33,13 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Calls a decommission off: the node keeps what it still holds, and is given copies again
+    Recommission {
+        /// The node's id, as `aegiskv status` shows it
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Strikes a dead node off, so that its shards get new copies elsewhere
     Remove {
         /// The node's id, as `aegiskv status` shows it
@@ -60,6 +67,7 @@ impl Node {
         match &mut self.command {
             Command::Drain { connection }
             | Command::Decommission { connection, .. }
+            | Command::Recommission { connection, .. }
             | Command::Remove { connection, .. } => Some(connection),
             Command::Recover { .. } => None,
         }
@@ -69,12 +77,12 @@ impl Node {
         match self.command {
             Command::Drain { connection } => ask(&connection, "/admin/drain").await,
             Command::Decommission { id, connection } => {
-                let path = format!("/admin/nodes/{}/decommission", escape(id.as_bytes()));
-                ask(&connection, &path).await
+                ask(&connection, &of_node(&id, "decommission")).await
             }
-            Command::Remove { id, connection } => {
-                ask(&connection, &format!("/admin/nodes/{}/remove", escape(id.as_bytes()))).await
+            Command::Recommission { id, connection } => {
+                ask(&connection, &of_node(&id, "recommission")).await
             }
+            Command::Remove { id, connection } => ask(&connection, &of_node(&id, "remove")).await,
             Command::Recover { others_are_gone: false, .. } => bail!(
                 "this strikes all other nodes off; if they are gone for good, say \
                  --others-are-gone"
@@ -82,6 +90,11 @@ impl Node {
             Command::Recover { data_dir, .. } => recover(data_dir).await,
         }
     }
+}
+
+/// The path of an action on a node.
+fn of_node(id: &str, action: &str) -> String {
+    format!("/admin/nodes/{}/{action}", escape(id.as_bytes()))
 }
 
 async fn recover(data_dir: PathBuf) -> anyhow::Result<Exit> {

@@ -95,7 +95,7 @@ fn tell(report: &ReloadReport) -> anyhow::Result<Exit> {
     }
     let mut out = output();
     match report.applied.as_slice() {
-        [] => writeln!(out, "reloaded, secrets and certificates too; no setting has changed")?,
+        [] => writeln!(out, "reloaded; nothing has changed")?,
         keys => writeln!(out, "reloaded: {}", keys.join(", "))?,
     }
     if !report.needs_restart.is_empty() {

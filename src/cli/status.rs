@@ -145,13 +145,24 @@ fn tables(cluster: &Json) -> String {
     }));
     counts.add_row(COUNT_COLUMNS.iter().map(|name| cell(&cluster["shards"][*name])));
     format!(
-        "cluster {}  epoch {}  leader {}\n\n{}\n\n{}\n",
+        "cluster {}  epoch {}  {}\n\n{}\n\n{}\n",
         cell(&cluster["cluster_id"]),
         cell(&cluster["epoch"]),
-        cell(&cluster["leader"]),
+        leadership(cluster),
         tidy(&members),
         tidy(&counts)
     )
+}
+
+/// Who leads the topology, or that nobody does.
+fn leadership(cluster: &Json) -> String {
+    match (&cluster["leader"], &cluster["leaderless_since"]) {
+        (Json::Null, Json::String(since)) => format!(
+            "no leader since {}: nobody leads the topology, and nodes that fail are not replaced",
+            since.escape_debug()
+        ),
+        (leader, _) => format!("leader {}", cell(leader)),
+    }
 }
 
 /// The shards that are not healthy, the worst first.
@@ -246,6 +257,23 @@ mod tests {
         assert_eq!(lines[4], ["kv2", "dead", address, "-", "-", "0.1.0", "256", "86"]);
         assert_eq!(lines[7], ["256", "250", "6", "0", "0", "0"]);
         assert!(text.lines().all(|line| line.trim_end() == line), "no blanks at the ends");
+    }
+
+    #[test]
+    fn a_cluster_that_nobody_leads_says_so_and_since_when() {
+        let mut cluster = json!({
+            "cluster_id": "c1", "epoch": 4, "leader": null,
+            "leaderless_since": "2026-11-27T15:00:00Z",
+            "members": [member("kv1", "alive", "", false)], "shards": { "total": 256 }
+        });
+        let first = |cluster: &Json| tables(cluster).lines().next().map(str::to_owned);
+        let told = "cluster c1  epoch 4  no leader since 2026-11-27T15:00:00Z: nobody leads the \
+                    topology, and nodes that fail are not replaced";
+        assert_eq!(first(&cluster).as_deref(), Some(told));
+        assert!(!tables(&cluster).contains("(leader)"));
+        // A node of an earlier version does not say since when.
+        cluster["leaderless_since"] = Json::Null;
+        assert_eq!(first(&cluster).as_deref(), Some("cluster c1  epoch 4  leader -"));
     }
 
     #[test]

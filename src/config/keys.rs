@@ -10,7 +10,7 @@ use super::address::HostPort;
 use super::layers::Reader;
 use super::secret::Secrets;
 use super::setting::{
-    EvictionPolicy, Quorum, Setting, Shape, TlsClientAuth, UncleanRecovery, WalMode,
+    EvictionPolicy, Quorum, Setting, Shape, TlsClientAuth, UncleanRecovery, WalMode, WhenRemoved,
 };
 use crate::logging;
 
@@ -239,6 +239,8 @@ keys! {
         dead_timeout: Duration = "10s" in 30..=86_400_000, live, shared;
         /// How long after a node was found dead its shards move to others.
         rebalance_delay: Duration = "60s" in 0..=604_800_000, live, shared;
+        /// What this node does once it was removed from its cluster: `exit`, with code 10; `stay`, running without serving anybody, for where nothing but a running process keeps a supervisor from starting it again and again.
+        when_removed: WhenRemoved = "exit", live, own;
     }
     "Secrets" {
         /// Tokens that clients and administrators may show. The first is used, all are accepted.

@@ -371,6 +371,15 @@ choice! {
     Wait = "wait",
 }
 
+choice! {
+    /// What a node does that learns that it was removed from its cluster.
+    WhenRemoved, "one of exit, stay",
+    /// It ends.
+    Exit = "exit",
+    /// It runs on, and serves nobody.
+    Stay = "stay",
+}
+
 impl Setting for logging::Format {
     const SHAPE: Shape = Shape::Text;
     const EXPECTS: &'static str = "one of text, json";

@@ -2,8 +2,9 @@
 //!
 //! Invariant: no error repeats a file's content, which may be a private key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ::aws_lc_rs::digest;
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
@@ -12,9 +13,40 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::check::{read_regular, shown};
+use super::keys::Config;
 
 /// Largest file of certificates or keys that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What stands in the files that keys name, as digests: enough to see that it has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contents(Vec<(&'static str, digest::Digest)>);
+
+impl Contents {
+    /// Reads the files. One that cannot be read just now is left out.
+    pub(super) fn of(config: &Config) -> Self {
+        let files: [(&str, &Option<PathBuf>); 3] = [
+            ("tls_cert_file", &config.tls_cert_file),
+            ("tls_key_file", &config.tls_key_file),
+            ("tls_ca_file", &config.tls_ca_file),
+        ];
+        let digests = files.into_iter().filter_map(|(key, path)| {
+            let content = read_regular(path.as_ref()?, FILE_BYTES_MAX).ok()?;
+            Some((key, digest::digest(&digest::SHA256, &content)))
+        });
+        Self(digests.collect())
+    }
+
+    /// The keys whose files have another content in `other`, where they have one.
+    pub(super) fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let of = |contents: &Self, wanted: &str| {
+            let found = contents.0.iter().find(|(key, _)| *key == wanted);
+            found.map(|(_, digest)| digest.as_ref().to_vec())
+        };
+        let keys = other.0.iter().map(|(key, _)| *key);
+        keys.filter(|key| of(self, key) != of(other, key)).collect()
+    }
+}
 
 /// What is wrong with a file, and how to mend it.
 pub(super) struct Fault {

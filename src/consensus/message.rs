@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::store::encode;
-use super::{Types, Vote};
+use super::{LogId, Types, Vote};
 use crate::topology::{Command, NodeId, Outcome};
 
 /// The version of all this.
@@ -46,8 +46,11 @@ pub(super) enum Request {
     Propose { command: Command, within_ms: u32 },
     /// To the leader: which entry must be applied to have all that is committed by now.
     Confirm { within_ms: u32 },
-    /// From the leader of this term: it will not go on leading; elect another.
-    Resign { term: u64 },
+    /// From the leader of this term: it will not go on leading; elect another, this one if it
+    /// names one.
+    Resign { term: u64, to: Option<NodeId> },
+    /// From a voter whose log ends there, before it starts an election: is there no leader?
+    Canvass { last_log: Option<LogId> },
 }
 
 /// What is answered.
@@ -71,6 +74,8 @@ pub(super) enum Reply {
     Undecided,
     /// Nothing was done.
     Refused(Refusal),
+    /// To [`Request::Canvass`]: whether this node would elect the one that asks.
+    Canvassed(bool),
 }
 
 /// Why a request was not looked at.
@@ -136,14 +141,17 @@ impl Request {
                 let fits = end <= SNAPSHOT_BYTES_MAX;
                 fits && install.vote.is_committed() && voted_for(&install.vote)
             }
-            Self::Propose { .. } | Self::Confirm { .. } | Self::Resign { .. } => true,
+            Self::Propose { .. }
+            | Self::Confirm { .. }
+            | Self::Resign { .. }
+            | Self::Canvass { .. } => true,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use openraft::{CommittedLeaderId, EntryPayload, LogId};
+    use openraft::{CommittedLeaderId, EntryPayload};
     use proptest::prelude::*;
 
     use super::*;

@@ -11,20 +11,22 @@
 //!
 //! # Elections
 //!
-//! openraft's followers do not vote against a leader that they heard of lately, and start no
-//! election before that either: after silence it takes `election_timeout_max` and a random
-//! election timeout. That is right for a leader that is only slow, and long for one whose process
-//! is gone. So [`Consensus::elect`] is told of a broken connection: each voter then becomes a
-//! candidate at its turn, which ends its loyalty to the old leader, and the first whose turn comes
-//! after a majority's wins. A leader that stops, or has lost its vote, brings about the same by
-//! saying so.
+//! openraft has no pre-vote, its followers do not vote against a leader that they heard of lately
+//! though its process is gone, and its leader votes for any candidate. So its timers are switched
+//! off, and whoever would start an election first asks the others (`canvass`): because the
+//! connection to the leader broke ([`Consensus::elect`]), each voter at its turn; because the leader
+//! resigned; or because no leader was heard of for a while. A node votes as it answered: not while a
+//! leader is at work as far as it knows, and at once if none is, by becoming a candidate itself
+//! where openraft would stay loyal. So a voter that was cut off, or that alone lost the leader,
+//! unseats nobody, and a dead leader is replaced within some round trips.
 //!
 //! # Caveats
 //!
-//! There is no pre-vote in this openraft: a voter that was cut off returns with a higher term, and
-//! the leader steps down once. A leader that reaches some voters but no majority keeps these from
+//! A candidate that is cut off in the middle of its election returns with a higher term, and the
+//! leader steps down once. A leader that reaches some voters but no majority keeps these from
 //! electing another, so it stops its signs of life after two election timeouts.
 
+mod canvass;
 mod election;
 mod error;
 mod log;
@@ -43,11 +45,11 @@ use std::fmt;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::SnapshotPolicy;
 use openraft::error::{Fatal, InitializeError, RaftError};
-use openraft::{SnapshotPolicy, raft};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -158,6 +160,8 @@ impl Config {
             install_snapshot_timeout: millis(CHUNK_WITHIN),
             snapshot_max_chunk_size: CHUNK_BYTES,
             max_payload_entries: MESSAGE_ENTRIES_MAX,
+            // Whoever would start an election asks the others first.
+            enable_elect: false,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.kept_entries,
             ..openraft::Config::default()
@@ -180,8 +184,6 @@ struct Inner {
     peers: Peers,
     topology: watch::Receiver<Arc<Topology>>,
     leadership: watch::Sender<Leadership>,
-    /// When a leader's entries or sign of life were last accepted here.
-    heard: Mutex<Option<Instant>>,
     /// The leader that is to be replaced: its connection broke, or it resigned.
     lost: Mutex<Option<Lost>>,
     /// There is one.
@@ -242,7 +244,7 @@ impl Consensus {
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let leadership = watch::Sender::new(Leadership::unknown());
-        let (heard, lost, elect) = (Mutex::new(None), Mutex::new(None), Notify::new());
+        let (lost, elect) = (Mutex::new(None), Notify::new());
         let inner = Arc::new(Inner {
             me,
             config,
@@ -251,7 +253,6 @@ impl Consensus {
             peers,
             topology,
             leadership,
-            heard,
             lost,
             elect,
             tasks,
@@ -310,10 +311,31 @@ impl Consensus {
         self.inner.store.failure()
     }
 
-    /// The connection to a node broke. If that one leads, and this one votes, it starts an election
-    /// at its turn, unless a leader is heard of before. Costs little when it is wrong.
+    /// The connection to a node broke, or the last way to it. If that one leads, and this one
+    /// votes, it starts an election at its turn, unless a leader is heard of before, by this node
+    /// or by a majority. Costs little when it is wrong.
     pub fn elect(&self, gone: NodeId) {
-        self.inner.contest(gone, false);
+        self.inner.contest(gone, None);
+    }
+
+    /// The voters, and of the others among them those that have all that this node, the leader, has
+    /// in its log.
+    pub fn successors(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let voters = election::voters(&metrics.membership_config);
+        let is_level = |node: &NodeId| {
+            let matching = metrics.replication.as_ref().and_then(|all| all.get(node).copied());
+            matching.flatten().map(|log_id| log_id.index) == metrics.last_log_index
+        };
+        let mut level = voters.clone();
+        level.retain(|node| *node != self.inner.me && is_level(node));
+        (voters, level)
+    }
+
+    /// As the leader: has another voter lead, which should be level. It is tried; whoever leads
+    /// shows in [`Consensus::leadership`].
+    pub async fn hand_over(&self, to: NodeId) {
+        self.inner.resign(Some(to)).await;
     }
 
     /// Answers a message of another node's consensus. Any bytes may come.
@@ -333,7 +355,7 @@ impl Consensus {
         inner.tasks.close();
         inner.tasks.wait().await;
         if inner.leadership.borrow().leads {
-            inner.resign().await;
+            inner.resign(None).await;
         }
         if let Err(e) = inner.raft.shutdown().await {
             tracing::warn!("the topology's Raft ended in disorder: {e}");
@@ -361,6 +383,7 @@ impl Inner {
         };
         run(Box::pin(election::observe(Arc::clone(self))));
         run(Box::pin(election::campaign_when_told(Arc::clone(self))));
+        run(Box::pin(election::stand_when_due(Arc::clone(self))));
         run(Box::pin(steward::keep_membership(Arc::clone(self))));
     }
 
@@ -385,16 +408,10 @@ impl Inner {
         }
         let stopped = Reply::Refused(Refusal::Stopped);
         match request {
-            Request::Append(append) => match self.raft.append_entries(append).await {
-                Ok(response) => {
-                    if !matches!(response, raft::AppendEntriesResponse::HigherVote(_)) {
-                        *self.heard.lock() = Some(Instant::now());
-                    }
-                    Reply::Append(response)
-                }
-                Err(_) => stopped,
-            },
-            Request::Vote(vote) => self.raft.vote(vote).await.map_or(stopped, Reply::Vote),
+            Request::Append(append) => {
+                self.raft.append_entries(append).await.map_or(stopped, Reply::Append)
+            }
+            Request::Vote(vote) => self.vote(vote).await.map_or(stopped, Reply::Vote),
             Request::Install(install) => match self.raft.install_snapshot(install).await {
                 Ok(response) => Reply::Install(Ok(response.vote)),
                 Err(RaftError::APIError(e)) => Reply::Install(Err(e)),
@@ -406,12 +423,13 @@ impl Inner {
             Request::Confirm { within_ms } => {
                 self.confirm_here(Duration::from_millis(within_ms.into())).await
             }
-            Request::Resign { term } => {
+            Request::Resign { term, to } => {
                 if self.raft.metrics().borrow().current_term == term {
-                    self.contest(from, true);
+                    self.contest(from, Some(to));
                 }
                 Reply::Noted
             }
+            Request::Canvass { last_log } => Reply::Canvassed(self.would_elect(last_log).await),
         }
     }
 }

@@ -90,7 +90,7 @@ impl Inner {
         tracing::debug!(?step, "the topology's Raft membership changes");
         let change = match step {
             Step::Set(nodes) => ChangeMembers::SetNodes(nodes),
-            Step::Resign => return self.resign().await,
+            Step::Resign => return self.resign(None).await,
             Step::Vote(voters) => ChangeMembers::ReplaceAllVoters(voters),
             Step::Remove(nodes) => ChangeMembers::RemoveNodes(nodes),
         };

@@ -63,10 +63,11 @@ fn next(draft: &Draft<'_>, movable: &BTreeMap<NodeId, Vec<ShardId>>) -> Option<(
     None
 }
 
-/// Whether the voter has all that is committed.
+/// Whether the voter has all that is committed, and the connections to lead.
 fn is_level(view: &View<'_>, shard: ShardId, seat: Seat) -> bool {
     let configuration = view.configuration(shard);
     let Some(primary) = view.active(shard) else { return false };
     let has_all = |(copy, seq): &(Seat, u64)| *copy == seat && *seq >= primary.committed;
-    configuration.voters.contains(&seat) && primary.copies.iter().any(has_all)
+    let is_able = configuration.voters.contains(&seat) && view.is_central(shard, seat);
+    is_able && primary.copies.iter().any(has_all)
 }

@@ -27,7 +27,7 @@ const COMPANY_WAIT: Duration = Duration::from_secs(2);
 const RELOCATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is remembered of copies between plans.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct CopyRules {
     levels: Levels,
     /// Moves for balance, until done.
@@ -244,7 +244,8 @@ fn learners(view: &View<'_>, budget: &mut Budget, shard: ShardId, seats: &[Seat]
     for seat in seats {
         let is_new = !present.names(*seat);
         let is_open = view.node(seat.node).is_some_and(Node::is_open);
-        if is_new && is_open && budget.take(view, seat.node, shard) {
+        let is_near = is_open && view.is_central(shard, *seat);
+        if is_new && is_near && budget.take(view, seat.node, shard) {
             learners.push(*seat);
         }
     }

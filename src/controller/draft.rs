@@ -96,7 +96,7 @@ impl<'a> Draft<'a> {
             Some(match reason {
                 Reason::FailedOver(why) => Note::FailedOver { node, why, to },
                 Reason::HandedOver(why) => Note::HandedOver { node, why, to },
-                Reason::Recovered => Note::Recovered { to },
+                Reason::Recovered => Note::Recovered { to, asked: self.view.gone() },
                 Reason::Copies | Reason::Renewed => return None,
             })
         };

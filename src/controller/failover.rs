@@ -2,6 +2,8 @@
 //! can hand over.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::draft::{Draft, Reason};
 use super::evidence::{Condition, Failure};
@@ -12,35 +14,72 @@ use super::view::View;
 use crate::entry::{Position, ShardId};
 use crate::topology::{Configuration, Seat, Standing};
 
-/// Replaces each primary that failed, and moves away each that is better not primary.
-pub(super) fn plan(draft: &mut Draft<'_>) {
-    let view = draft.view;
-    for (shard, configuration) in view.shards() {
-        let primary = configuration.primary;
-        let candidates = configuration.seats();
-        if let Some(why) = failure(view, primary) {
-            if let Some(next) = successor(draft, shard, &candidates) {
-                draft.lead(shard, next, Reason::FailedOver(why));
-            }
-        } else if needs_epoch(view, shard) {
-            // The same primary is as good as any: it has all that it ever acknowledged. One that was
-            // declared to count, and has not begun to, is declared so once more.
-            let vouches = view.copy(primary, shard).is_none_or(|copy| copy.vouches);
-            let unclean = configuration.unclean && !vouches;
-            let to = Configuration { unclean, ..configuration.clone() };
-            draft.set(shard, to, Reason::Renewed);
-        } else if let Some(why) = reason_to_leave(view, primary)
-            && view.active(shard).is_some()
-            && let Some(next) = successor(draft, shard, &candidates)
-            && view.fitness(next.node) < view.fitness(primary.node)
-        {
-            draft.lead(shard, next, Reason::HandedOver(why));
+/// A primary that lacks its voters for so long leaves to one that has them.
+const LONELY_AFTER: Duration = Duration::from_secs(3);
+
+/// What is remembered between plans.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failover {
+    /// Since when a shard's primary has been connected with no majority of its voters.
+    lonely: BTreeMap<ShardId, (Seat, Duration)>,
+}
+
+impl Failover {
+    /// Replaces each primary that failed, and moves away each that is better not primary.
+    pub(super) fn plan(&mut self, draft: &mut Draft<'_>) {
+        let view = draft.view;
+        for (shard, configuration) in view.shards() {
+            let is_lonely = self.is_long_lonely(view, shard, configuration.primary);
+            look_at(draft, shard, configuration, is_lonely);
         }
+    }
+
+    fn is_long_lonely(&mut self, view: &View<'_>, shard: ShardId, primary: Seat) -> bool {
+        if view.is_central(shard, primary) {
+            self.lonely.remove(&shard);
+            return false;
+        }
+        let known = self.lonely.get(&shard).filter(|(seat, _)| *seat == primary).copied();
+        let (_, since) = known.unwrap_or((primary, view.now));
+        self.lonely.insert(shard, (primary, since));
+        view.now.saturating_sub(since) >= LONELY_AFTER
+    }
+}
+
+/// One shard's primary.
+fn look_at(draft: &mut Draft<'_>, shard: ShardId, configuration: &Configuration, is_lonely: bool) {
+    let (view, primary) = (draft.view, configuration.primary);
+    let candidates = configuration.seats();
+    if let Some(why) = failure(view, primary) {
+        if let Some(next) = successor(draft, shard, &candidates) {
+            draft.lead(shard, next, Reason::FailedOver(why));
+        }
+    } else if needs_epoch(view, shard) {
+        // The same primary is as good as any: it has all that it ever acknowledged. One that was
+        // declared to count, and has not begun to, is declared so once more.
+        let vouches = view.copy(primary, shard).is_none_or(|copy| copy.vouches);
+        let unclean = configuration.unclean && !vouches;
+        let to = Configuration { unclean, ..configuration.clone() };
+        draft.set(shard, to, Reason::Renewed);
+    } else if view.active(shard).is_none() {
+        // There is nobody who could hand it over.
+    } else if let Some(why) = reason_to_leave(view, primary)
+        && let Some(next) = successor(draft, shard, &candidates)
+        && view.fitness(next.node) < view.fitness(primary.node)
+    {
+        draft.lead(shard, next, Reason::HandedOver(why));
+    } else if is_lonely
+        && let Some(next) = successor(draft, shard, &candidates)
+        && view.is_central(shard, next)
+        && view.fitness(next.node) <= view.fitness(primary.node)
+    {
+        draft.lead(shard, next, Reason::HandedOver(HandOver::Apart));
     }
 }
 
 /// The seat that should lead a shard instead of its primary: a live voter with memory; of the
-/// fittest the one whose log goes furthest, and of equals the one that leads least.
+/// fittest one that is connected with a majority of the voters, then the one whose log goes
+/// furthest, and of equals the one that leads least.
 pub(super) fn successor(draft: &Draft<'_>, shard: ShardId, among: &[Seat]) -> Option<Seat> {
     let view = draft.view;
     let configuration = view.configuration(shard);
@@ -55,7 +94,8 @@ pub(super) fn successor(draft: &Draft<'_>, shard: ShardId, among: &[Seat]) -> Op
         let fitness = view.fitness(seat.node).unwrap_or(Fitness::Leaving);
         let votes_once = !configuration.sets().all(|set| set.contains(seat));
         let last = view.copy(*seat, shard).map_or(Position::default(), |copy| copy.last);
-        (fitness, votes_once, Reverse(last), draft.load(seat.node, 1), *seat)
+        let is_lonely = !view.is_central(shard, *seat);
+        (fitness, is_lonely, votes_once, Reverse(last), draft.load(seat.node, 1), *seat)
     })
 }
 
@@ -78,9 +118,11 @@ fn needs_epoch(view: &View<'_>, shard: ShardId) -> bool {
 }
 
 fn reason_to_leave(view: &View<'_>, primary: Seat) -> Option<HandOver> {
-    let standing = view.node(primary.node)?.member.standing;
-    match (view.fitness(primary.node)?, standing) {
+    let node = view.node(primary.node)?;
+    match (view.fitness(primary.node)?, node.member.standing) {
         (Fitness::Fit | Fitness::Damped, _) => None,
+        (Fitness::Apart, _) => node.is_long_lonely().then_some(HandOver::Apart),
+        (Fitness::DiskSlow, _) => Some(HandOver::DiskSlow { ms: node.report()?.disk_delay_ms }),
         (Fitness::ClockOff, _) => Some(HandOver::ClockOff),
         (Fitness::Leaving, Standing::Decommissioning) => Some(HandOver::Decommissioning),
         (Fitness::Leaving, _) => Some(HandOver::Restarting),

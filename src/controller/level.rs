@@ -24,7 +24,7 @@ const MARK_AGE: Duration = Duration::from_millis(200);
 
 /// Remembers what was committed a moment ago: under steady writes a learner never has all that is
 /// committed now, and is level if it has all that was committed when its primary last spoke.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Levels(BTreeMap<ShardId, Mark>);
 
 #[derive(Clone, Copy, Debug)]

@@ -11,6 +11,10 @@
 //! majority goes on with what is left (`recovery`); copies come, go and move (`copies`);
 //! primaries are balanced (`balance`).
 //!
+//! Nobody is given up who can be reached (`evidence`): a primary is replaced when no connection
+//! leads to it, directly or through others; a node counts as gone when moreover no gossip tells of
+//! it, here or elsewhere, for the rebalance delay, and it was asked by every way and did not answer.
+//!
 //! Invariants: voters change only from an epoch whose primary reported itself active, and by way of
 //! a joint configuration, but for unclean recovery; a new voter is level; a primary votes, lives and
 //! remembers. It never knows a value, never asks a node for anything, and reads no clock.
@@ -32,19 +36,22 @@ mod sight;
 mod state;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 mod wire;
 #[cfg(test)]
 mod world;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::topology::{Command, Topology};
+use crate::topology::{Command, NodeId, Topology};
 
-pub use evidence::Failure;
+pub use evidence::{Failure, REPORT_FRESH};
 pub use note::{HandOver, Note};
-pub use sight::{Break, Link, Report, Role, Seems, Seen, ShardReport, Sight};
+pub use sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
 pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
+pub use transfer::Transfer;
 
 /// What the operator has a say in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +83,15 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// For the log, once the commands took place.
     pub notes: Vec<Note>,
+    /// Nodes that no way tells of: they are to be asked, by every way there is.
+    pub inquire: BTreeSet<NodeId>,
 }
 
 /// The decisions, and what they remember.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Controller {
     health: health::Health,
+    failover: failover::Failover,
     recovery: recovery::Recovery,
     copies: copies::CopyRules,
 }
@@ -98,12 +108,13 @@ impl Controller {
         let view = view::View::new(topology, sight, settings, &assessments);
         let mut draft = draft::Draft::new(&view);
         let mut told = Vec::new();
-        failover::plan(&mut draft);
+        self.failover.plan(&mut draft);
         self.recovery.plan(&mut draft, &mut told);
         self.copies.plan(&mut draft, &mut told);
         balance::plan(&mut draft);
         let (command, mut notes) = draft.finish();
         notes.append(&mut told);
-        Plan { commands: command.into_iter().collect(), notes }
+        let inquire = view.nodes().filter(|(_, node)| node.is_to_be_asked()).map(|(id, _)| id);
+        Plan { commands: command.into_iter().collect(), notes, inquire: inquire.collect() }
     }
 }

@@ -1,7 +1,7 @@
 //! Shards of whose voters no majority with memory can be had: going on with what is left.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::UncleanRecovery;
@@ -9,7 +9,7 @@ use super::draft::{Draft, Reason};
 use super::note::Note;
 use super::view::{Node, View};
 use crate::entry::{Position, ShardId};
-use crate::topology::{Configuration, Copies, Seat};
+use crate::topology::{Configuration, Copies, NodeId, Seat};
 
 /// However short the rebalance delay is: a shard is not given up for a hiccup.
 const LOST_FOR_MIN: Duration = Duration::from_secs(5);
@@ -17,12 +17,13 @@ const LOST_FOR_MIN: Duration = Duration::from_secs(5);
 /// How long, beyond the delay, reports are waited for of members that seem well.
 const REPORTS_WAIT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recovery {
     /// The shards without a majority, and since when.
     lost: BTreeMap<ShardId, Duration>,
     /// How many shards were last said to wait.
     waiting: usize,
+    withheld: Withheld,
 }
 
 impl Recovery {
@@ -32,6 +33,7 @@ impl Recovery {
         let view = draft.view;
         let have_all_reported = view.nodes().all(|(_, n)| !n.is_well() || n.report().is_some());
         let mut waiting = 0;
+        let mut withheld = Withheld::default();
         for (shard, configuration) in view.shards() {
             if configuration.has_quorum(Copies::Majority, |seat| view.has_memory(seat)) {
                 self.lost.remove(&shard);
@@ -40,6 +42,14 @@ impl Recovery {
             let since = *self.lost.entry(shard).or_insert(view.now);
             let lost_for = view.now.saturating_sub(since);
             if !is_due(view, configuration, lost_for, have_all_reported) {
+                continue;
+            }
+            let may_remember = |seat| view.may_remember(seat) && !mutated!(FailedIsGone);
+            if configuration.has_quorum(Copies::Majority, may_remember) {
+                // Being asked takes a moment.
+                if lost_for >= delay(view) + REPORTS_WAIT {
+                    withheld.add(view, configuration);
+                }
                 continue;
             }
             match view.settings.unclean_recovery {
@@ -55,6 +65,32 @@ impl Recovery {
             notes.push(Note::Waiting { shards: waiting });
         }
         self.waiting = waiting;
+        if withheld.heard != self.withheld.heard && withheld.shards > 0 {
+            notes.push(withheld.note(view));
+        }
+        self.withheld = withheld;
+    }
+}
+
+/// Shards that have no majority to go on with, and voters that may remember.
+#[derive(Clone, Debug, Default)]
+struct Withheld {
+    shards: usize,
+    /// Those voters' nodes, as far as they seem failed.
+    heard: BTreeSet<NodeId>,
+}
+
+impl Withheld {
+    fn add(&mut self, view: &View<'_>, configuration: &Configuration) {
+        self.shards += 1;
+        let seats = configuration.seats().into_iter();
+        let heard = seats.filter(|seat| view.may_remember(*seat) && !view.is_well(seat.node));
+        self.heard.extend(heard.map(|seat| seat.node));
+    }
+
+    fn note(&self, view: &View<'_>) -> Note {
+        let heard = self.heard.iter().map(|node| view.topology.name(*node)).collect();
+        Note::Withheld { shards: self.shards, heard }
     }
 }
 
@@ -70,12 +106,15 @@ fn is_due(
     let voters = || seats.iter().filter(|seat| configuration.is_voter(**seat));
     let is_all_lost = voters().all(|seat| !view.topology.is_present(*seat));
     let are_all_back = seats.iter().all(|seat| view.node(seat.node).is_none_or(Node::is_well));
-    let delay = view.settings.rebalance_delay.max(LOST_FOR_MIN);
     if have_all_reported {
-        lost_for >= delay || (is_all_lost && are_all_back)
+        lost_for >= delay(view) || (is_all_lost && are_all_back)
     } else {
-        lost_for >= delay + REPORTS_WAIT
+        lost_for >= delay(view) + REPORTS_WAIT
     }
+}
+
+fn delay(view: &View<'_>) -> Duration {
+    view.settings.rebalance_delay.max(LOST_FOR_MIN)
 }
 
 /// The configuration whose only voter is the best copy left: of a voter that vouches if there is

@@ -22,6 +22,18 @@ pub struct Sight {
     pub alive: BTreeMap<NodeId, Seen>,
     /// The last report of each node.
     pub reports: BTreeMap<NodeId, Arc<Report>>,
+    /// What the last inquiry after each node came to, of those that were to be asked.
+    pub inquiries: BTreeMap<NodeId, Inquiry>,
+}
+
+/// A node was asked at every address where it may be, from here and from every member that is
+/// reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    /// When the inquiry began.
+    pub at: Duration,
+    /// Whether it answered anybody.
+    pub is_answered: bool,
 }
 
 /// How a node seems to gossip.

@@ -47,9 +47,9 @@ pub struct Needed {
 pub fn shard_states(topology: &Topology, sight: &Sight, settings: &Settings) -> Vec<ShardState> {
     let assessments = Health::default().observe(topology, sight, settings);
     let view = View::new(topology, sight, settings, &assessments);
-    // A dead member is counted, for however long it has been dead: the operator wants to know.
-    let holders = view.nodes().filter(|(_, node)| node.stays()).count();
-    let copies = settings.replication_factor.min(holders);
+    // Every member is counted, also one that has long been dead, or is to leave, until it is
+    // removed: the operator wants to know.
+    let copies = settings.replication_factor.min(topology.members.len());
     view.shards().map(|(shard, _)| state(&view, shard, copies)).collect()
 }
 

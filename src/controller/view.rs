@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Settings;
-use super::evidence::{self, Condition};
+use super::evidence::{self, Condition, Evidence};
 use super::health::{Assessment, Fitness};
 use super::sight::{Report, Role, ShardReport, Sight};
 use crate::entry::ShardId;
-use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
+use crate::topology::{Configuration, Copies, Member, NodeId, Seat, Standing, Topology};
 
 /// One moment.
 pub(super) struct View<'a> {
     pub(super) topology: &'a Topology,
     pub(super) settings: &'a Settings,
     pub(super) now: Duration,
+    evidence: Evidence<'a>,
     nodes: BTreeMap<NodeId, Node<'a>>,
 }
 
@@ -52,11 +53,18 @@ impl<'a> View<'a> {
             Some((*id, Node { member, assessment, report, is_report_fresh, copies }))
         };
         let nodes = assessments.iter().filter_map(node).collect();
-        Self { topology, settings, now: sight.now, nodes }
+        let evidence = Evidence::new(topology, sight);
+        Self { topology, settings, now: sight.now, evidence, nodes }
     }
 
     pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node<'a>)> {
         self.nodes.iter().map(|(id, node)| (*id, node))
+    }
+
+    /// The names of the members that are gone.
+    pub(super) fn gone(&self) -> Vec<String> {
+        let gone = self.nodes().filter(|(_, node)| node.is_gone());
+        gone.map(|(_, node)| node.member.about.name.clone()).collect()
     }
 
     pub(super) fn node(&self, id: NodeId) -> Option<&Node<'a>> {
@@ -79,6 +87,17 @@ impl<'a> View<'a> {
 
     pub(super) fn is_well(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(Node::is_well)
+    }
+
+    /// Whether the seat's node is connected with a majority of the shard's voters, itself included.
+    pub(super) fn is_central(&self, shard: ShardId, seat: Seat) -> bool {
+        let is_near = |other: Seat| self.evidence.are_connected(seat.node, other.node);
+        self.configuration(shard).has_quorum(Copies::Majority, is_near)
+    }
+
+    /// Whether the seat may remember: it is its node's present life, and that is not gone.
+    pub(super) fn may_remember(&self, seat: Seat) -> bool {
+        self.topology.is_present(seat) && !self.nodes.get(&seat.node).is_some_and(Node::is_gone)
     }
 
     /// Whether the seat is the present life of a live member.
@@ -121,10 +140,19 @@ impl<'a> Node<'a> {
         self.assessment.is_gone
     }
 
+    /// Whether it is to be asked, by every way there is, if it is still there.
+    pub(super) fn is_to_be_asked(&self) -> bool {
+        self.assessment.is_to_be_asked
+    }
+
+    /// Whether it has lacked connections with most of the members for a while.
+    pub(super) fn is_long_lonely(&self) -> bool {
+        self.assessment.is_long_lonely
+    }
+
     /// Whether it may be given copies that it has not yet.
     pub(super) fn is_open(&self) -> bool {
-        let fitness = self.assessment.fitness;
-        fitness.is_some_and(|fitness| fitness != Fitness::Damped && fitness != Fitness::Leaving)
+        matches!(self.assessment.fitness, Some(Fitness::Fit | Fitness::ClockOff))
     }
 
     /// Whether it keeps the copies that it has.

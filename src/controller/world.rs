@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sight::{Break, Link, Report, Role, Seems, Seen, ShardReport, Sight};
-use super::{Controller, Note, Settings, ShardState, UncleanRecovery, shard_states};
+use super::sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
+use super::{Controller, Failure, Note, Settings, ShardState, UncleanRecovery, shard_states};
 use crate::entry::{Position, ShardId};
 use crate::topology::{
     Announcement, Change, Cluster, Command, Configuration, Copies, NodeId, Outcome, Seat, Standing,
@@ -25,12 +25,26 @@ pub(super) enum Memory {
     Gone,
 }
 
+/// A way by which nodes hear of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Way {
+    /// Connections; messages go through other nodes where there is none.
+    Tcp,
+    /// Dialling: one that the other side dialled carries both ways.
+    Dial,
+    /// Gossip; what a node hears it tells those who hear it.
+    Udp,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Process {
     down_since: Option<Duration>,
     hung_since: Option<Duration>,
     clock_offset_ms: i64,
-    is_slandered: bool,
+    disk_delay_ms: u32,
+    slandered_since: Option<Duration>,
+    /// It lives where nobody looks for it, unless asked everywhere.
+    misplaced_since: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +53,7 @@ pub(super) struct Copy {
     pub(super) vouches: bool,
 }
 
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) topology: Topology,
     pub(super) settings: Settings,
@@ -53,7 +68,10 @@ pub(super) struct World {
     pub(super) writes: bool,
     pub(super) copies: BTreeMap<(Seat, u16), Copy>,
     processes: BTreeMap<NodeId, Process>,
+    /// From whom to whom nothing arrives, by which way, and since when.
+    cuts: BTreeMap<(Way, NodeId, NodeId), Duration>,
     reports: BTreeMap<NodeId, Arc<Report>>,
+    inquiries: BTreeMap<NodeId, Inquiry>,
     /// By shard: the epoch that is being taken over, the one that is active, and the last that was.
     taking_over: Vec<u32>,
     active: Vec<u32>,
@@ -62,6 +80,8 @@ pub(super) struct World {
     committed: Vec<Position>,
     leader: NodeId,
     next_life: u64,
+    /// When something last happened to a process, or to connections.
+    shaken_at: Duration,
 }
 
 impl World {
@@ -89,13 +109,16 @@ impl World {
             writes: false,
             copies: (0..num_shards).map(|shard| ((seat, shard), full)).collect(),
             processes: BTreeMap::from([(founder, Process::default())]),
+            cuts: BTreeMap::new(),
             reports: BTreeMap::new(),
+            inquiries: BTreeMap::new(),
             taking_over: vec![0; shards],
             active: vec![0; shards],
             was_active: vec![0; shards],
             committed: vec![Position::default(); shards],
             leader: founder,
             next_life: 2,
+            shaken_at: Duration::ZERO,
         }
     }
 
@@ -118,6 +141,7 @@ impl World {
     }
 
     pub(super) fn kill(&mut self, node: u64) {
+        self.shaken_at = self.now;
         let now = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
         process.down_since.get_or_insert(now);
@@ -133,6 +157,7 @@ impl World {
     }
 
     pub(super) fn revive(&mut self, node: u64, memory: Memory) {
+        self.shaken_at = self.now;
         let process = self.processes.get_mut(&NodeId(node)).unwrap();
         process.hung_since = None;
         if process.down_since.take().is_none() {
@@ -160,6 +185,7 @@ impl World {
     }
 
     pub(super) fn hang(&mut self, node: u64) {
+        self.shaken_at = self.now;
         if NodeId(node) != self.leader {
             let now = self.now;
             self.processes.get_mut(&NodeId(node)).unwrap().hung_since.get_or_insert(now);
@@ -170,21 +196,57 @@ impl World {
         self.topology.apply(Command::Stand { node: NodeId(node), standing });
     }
 
+    pub(super) fn set_disk(&mut self, node: u64, disk_delay_ms: u32) {
+        self.processes.get_mut(&NodeId(node)).unwrap().disk_delay_ms = disk_delay_ms;
+    }
+
     pub(super) fn set_clock(&mut self, node: u64, clock_offset_ms: i64) {
         self.processes.get_mut(&NodeId(node)).unwrap().clock_offset_ms = clock_offset_ms;
     }
 
-    /// Whether gossip suspects a node that is well.
+    /// Whether nobody's gossip hears a node that is well.
     pub(super) fn slander(&mut self, node: u64, is_slandered: bool) {
-        self.processes.get_mut(&NodeId(node)).unwrap().is_slandered = is_slandered;
+        let now = self.now;
+        let process = self.processes.get_mut(&NodeId(node)).unwrap();
+        process.slandered_since = is_slandered.then(|| process.slandered_since.unwrap_or(now));
     }
 
     /// Another node leads from now on, with a controller that remembers nothing.
     pub(super) fn elect(&mut self) {
-        let mut live = self.topology.members.keys().filter(|node| !self.is_down(**node));
+        self.shaken_at = self.now;
+        let can_lead = |node: &&NodeId| !self.is_down(**node) && self.has_majority(**node);
+        let mut live = self.topology.members.keys().filter(can_lead);
         let next = live.find(|node| **node != self.leader).copied();
         self.leader = next.unwrap_or(self.leader);
         self.controller = Controller::new();
+        self.inquiries.clear();
+    }
+
+    /// A node is at another address, and nobody knows.
+    pub(super) fn misplace(&mut self, node: u64) {
+        self.shaken_at = self.now;
+        let now = self.now;
+        self.processes.get_mut(&NodeId(node)).unwrap().misplaced_since.get_or_insert(now);
+    }
+
+    /// Nothing arrives any more from one node at another.
+    pub(super) fn cut(&mut self, way: Way, from: u64, to: u64) {
+        if way != Way::Udp {
+            self.shaken_at = self.now;
+        }
+        self.cuts.entry((way, NodeId(from), NodeId(to))).or_insert(self.now);
+    }
+
+    /// Nothing passes any more between two nodes by that way.
+    pub(super) fn part(&mut self, way: Way, a: u64, b: u64) {
+        self.cut(way, a, b);
+        self.cut(way, b, a);
+    }
+
+    /// All ways lead everywhere again.
+    pub(super) fn mend(&mut self) {
+        self.shaken_at = self.now;
+        self.cuts.clear();
     }
 
     pub(super) fn run(&mut self, span: Duration) {
@@ -214,11 +276,16 @@ impl World {
 
     pub(super) fn step(&mut self) {
         self.now += STEP;
-        if !self.is_down(self.leader) {
+        if !self.is_down(self.leader) && !self.has_majority(self.leader) {
+            self.elect();
+        }
+        if !self.is_down(self.leader) && self.has_majority(self.leader) {
             let sight = self.sight();
             let plan = self.controller.plan(&self.topology, &sight, &self.settings);
             assert!(plan.commands.len() <= 1, "all changes go in one command");
+            plan.notes.iter().for_each(|note| self.check_note(note));
             self.notes.extend(plan.notes);
+            plan.inquire.into_iter().for_each(|node| self.inquire(node));
             for command in plan.commands {
                 let Command::Configure(changes) = &command else { panic!("{command:?}") };
                 assert!(!changes.is_empty());
@@ -249,8 +316,11 @@ impl World {
         assert!(from.may_become(to), "{context}");
         let voters_stay = from.voters == to.voters && from.old_voters == to.old_voters;
         if to.unclean {
-            let has_memory = |seat: Seat| self.is_live(seat) && !self.seems_failed(seat.node);
-            assert!(!from.has_quorum(Copies::Majority, has_memory), "{context}");
+            let has_memory = |seat: Seat| {
+                let found = self.reached_among(self.leader, |_| true);
+                self.is_live(seat) && (found.contains(&seat.node) || self.is_told_of(seat.node))
+            };
+            assert!(!from.has_quorum(Copies::Majority, has_memory), "given up: {context}");
             assert_eq!(self.settings.unclean_recovery, UncleanRecovery::Serve);
         } else if !voters_stay {
             assert_eq!(self.was_active[shard], from.epoch, "not from an active epoch: {context}");
@@ -260,10 +330,34 @@ impl World {
         }
         if to.primary != from.primary {
             assert!(self.topology.is_present(to.primary), "{context}");
-            assert!(!self.seems_failed(to.primary.node), "{context}");
+            assert!(!self.seems_failed(to.primary.node), "led by the failed: {context}");
         }
         for seat in to.learners.iter().filter(|seat| !from.learners.contains(seat)) {
             assert!(self.topology.is_present(*seat), "{context}");
+        }
+    }
+
+    /// Nobody fails over from a node to which connections lead.
+    fn check_note(&self, note: &Note) {
+        let Note::FailedOver { node, why, .. } = note else { return };
+        let id = self.topology.member_named(node).unwrap().node;
+        let is_calm = self.now > self.shaken_at + STEP * 20;
+        let is_reached = !self.is_down(id) && self.reaches(self.leader, id);
+        assert!(
+            *why == Failure::LostMemory || !is_calm || !is_reached,
+            "failed over from one that is reached: {note}"
+        );
+    }
+
+    /// Asks a node everywhere; who answers is found.
+    fn inquire(&mut self, node: NodeId) {
+        let is_answered = !self.is_down(node) && {
+            let reached = self.reached_among(self.leader, |_| true);
+            reached.contains(&node) || self.is_told_of(node)
+        };
+        self.inquiries.insert(node, Inquiry { at: self.now, is_answered });
+        if is_answered && let Some(process) = self.processes.get_mut(&node) {
+            process.misplaced_since = None;
         }
     }
 
@@ -272,9 +366,10 @@ impl World {
         let configuration = Arc::clone(&self.topology.shards[shard]);
         let number = shard as u16;
         let voters: BTreeSet<Seat> = configuration.sets().flatten().copied().collect();
-        let mut live: Vec<Seat> =
-            voters.into_iter().filter(|seat| self.counts(*seat, shard)).collect();
         let primary = configuration.primary;
+        let counts =
+            |seat: &Seat| self.counts(*seat, shard) && self.reaches(primary.node, seat.node);
+        let mut live: Vec<Seat> = voters.into_iter().filter(counts).collect();
         let may_lead = live.contains(&primary) || (configuration.unclean && self.is_live(primary));
         if !may_lead {
             return;
@@ -308,7 +403,7 @@ impl World {
         } else {
             let full = Copy { last: self.copies[&(primary, number)].last, vouches: true };
             for seat in configuration.seats() {
-                if self.counts(seat, shard) {
+                if self.counts(seat, shard) && self.reaches(primary.node, seat.node) {
                     self.copies.insert((seat, number), full);
                 }
             }
@@ -345,7 +440,7 @@ impl World {
     fn bring_level(&mut self, shard: usize, configuration: &Configuration) {
         let last = self.copies[&(configuration.primary, shard as u16)].last;
         for seat in &configuration.learners {
-            if self.is_live(*seat) {
+            if self.is_live(*seat) && self.reaches(configuration.primary.node, seat.node) {
                 self.copies.insert((*seat, shard as u16), Copy { last, vouches: true });
             }
         }
@@ -375,48 +470,138 @@ impl World {
     fn seems_failed(&self, node: NodeId) -> bool {
         let process = &self.processes[&node];
         let silent_since = process.down_since.or(process.hung_since);
-        let is_silent = silent_since.is_some_and(|since| self.now >= since + STEP * 6);
-        is_silent || (process.is_slandered && node != self.leader)
+        silent_since.is_some_and(|since| self.now >= since + STEP * 20)
+    }
+
+    /// Since when nothing arrives, of what one node sends another by that way; `None` if it does.
+    /// A connection needs both directions.
+    fn cut_since(&self, way: Way, from: NodeId, to: NodeId) -> Option<Duration> {
+        let there = self.cuts.get(&(way, from, to));
+        let back = self.cuts.get(&(way, to, from)).filter(|_| way == Way::Tcp);
+        [there, back].into_iter().flatten().min().copied()
+    }
+
+    fn are_linked(&self, a: NodeId, b: NodeId) -> bool {
+        let can_dial = |from, to| !self.cuts.contains_key(&(Way::Dial, from, to));
+        a == b || (self.cut_since(Way::Tcp, a, b).is_none() && (can_dial(a, b) || can_dial(b, a)))
+    }
+
+    /// The living nodes to which connections lead, one after another.
+    fn reached_from(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let is_found = |node: NodeId| self.processes[&node].misplaced_since.is_none();
+        self.reached_among(node, is_found)
+    }
+
+    fn reached_among(&self, node: NodeId, is_found: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
+        let mut reached = BTreeSet::from([node]);
+        let mut ahead = vec![node];
+        while let Some(from) = ahead.pop() {
+            for to in self.topology.members.keys() {
+                let is_way = !self.is_down(*to) && self.are_linked(from, *to) && is_found(*to);
+                if is_way && reached.insert(*to) {
+                    ahead.push(*to);
+                }
+            }
+        }
+        reached
+    }
+
+    fn reaches(&self, from: NodeId, to: NodeId) -> bool {
+        let is_quiet = self.cuts.is_empty() && !self.is_anyone_misplaced();
+        is_quiet || self.reached_from(from).contains(&to)
+    }
+
+    /// Whether the network leaves a leader more than half of those that run: where more than half
+    /// are down it leads all the same, so that histories go on.
+    fn has_majority(&self, leader: NodeId) -> bool {
+        let running = self.topology.members.keys().filter(|node| !self.is_down(**node)).count();
+        self.cuts.is_empty() || 2 * self.reached_from(leader).len() > running
+    }
+
+    fn is_anyone_misplaced(&self) -> bool {
+        self.processes.values().any(|process| process.misplaced_since.is_some())
+    }
+
+    /// Whether a node's gossip hears another itself.
+    fn hears(&self, node: NodeId, other: NodeId) -> bool {
+        let is_slandered = self.processes[&other].slandered_since.is_some();
+        let is_found = self.processes[&other].misplaced_since.is_none();
+        !self.is_down(other)
+            && is_found
+            && !is_slandered
+            && self.cut_since(Way::Udp, other, node).is_none()
+    }
+
+    /// Whether a node's gossip has another for alive: it hears it, or somebody who does.
+    fn has_for_alive(&self, node: NodeId, other: NodeId) -> bool {
+        let members = || self.topology.members.keys();
+        self.hears(node, other)
+            || members().any(|third| self.hears(node, *third) && self.hears(*third, other))
+    }
+
+    /// Whether any way tells the leader that a node lives.
+    pub(super) fn is_told_of(&self, node: NodeId) -> bool {
+        let reached = self.reached_from(self.leader);
+        let tells = |by: &NodeId| *by != node && self.has_for_alive(*by, node);
+        !self.is_down(node) && (reached.contains(&node) || reached.iter().any(tells))
     }
 
     pub(super) fn sight(&mut self) -> Sight {
         let members: Vec<NodeId> = self.topology.members.keys().copied().collect();
+        let reached = self.reached_from(self.leader);
         for node in &members {
-            if !self.is_down(*node) {
+            if reached.contains(node) {
                 let report = self.report(*node, &members);
                 self.reports.insert(*node, Arc::new(report));
             }
         }
-        let seen = |node: &NodeId| (*node, self.seen(&self.processes[node]));
+        let seen = |node: &NodeId| (*node, self.seen(*node));
         let others = members.iter().filter(|node| **node != self.leader);
         let alive = others.map(seen).collect();
-        Sight { now: self.now, me: self.leader, alive, reports: self.reports.clone() }
+        let (reports, inquiries) = (self.reports.clone(), self.inquiries.clone());
+        Sight { now: self.now, me: self.leader, alive, reports, inquiries }
     }
 
     /// Suspect after half a second of silence, dead after two.
-    fn seen(&self, process: &Process) -> Seen {
-        let silent_since = process.down_since.or(process.hung_since);
+    fn seen(&self, node: NodeId) -> Seen {
+        let silent_since = self.silent_since(node);
         let silent = silent_since.map_or(Duration::ZERO, |since| self.now - since);
         let state = match silent.as_millis() {
             2_000.. => Seems::Dead,
             500.. => Seems::Suspect,
-            _ if process.is_slandered => Seems::Suspect,
             _ => Seems::Alive,
         };
         Seen { state, since: silent_since.map_or(self.now, |since| since + STEP * 20) }
+    }
+
+    /// Since when the leader's gossip has not heard a node, itself or through others.
+    fn silent_since(&self, node: NodeId) -> Option<Duration> {
+        if self.has_for_alive(self.leader, node) {
+            return None;
+        }
+        let process = &self.processes[&node];
+        let down = process.down_since.or(process.hung_since);
+        let cut = self.cuts.iter().filter(|((way, ..), _)| *way == Way::Udp).map(|(_, at)| *at);
+        let unfound = process.slandered_since.max(process.misplaced_since);
+        [down, cut.max(), unfound].into_iter().flatten().max().or(Some(self.now))
     }
 
     fn report(&self, node: NodeId, members: &[NodeId]) -> Report {
         let life = self.topology.members[&node].about.life;
         let link = |other: &NodeId| {
             let process = &self.processes[other];
-            let hung = process.hung_since.is_some_and(|since| self.now >= since + STEP * 12);
-            let why = match (process.down_since.is_some(), hung) {
-                (true, _) => Break::Refused,
-                (_, true) => Break::Silent,
-                _ => return (*other, Link::Up),
+            let dial = self.cuts.get(&(Way::Dial, node, *other)).copied();
+            let cut = self.cut_since(Way::Tcp, node, *other).or(dial);
+            let silent = [process.hung_since, process.misplaced_since, cut];
+            let silent = silent.into_iter().flatten().min().map(|since| since + STEP * 12);
+            let silent = silent.filter(|since| self.now >= *since);
+            let (why, since) = match (process.down_since, silent) {
+                (_, Some(since)) => (Break::Silent, since),
+                (Some(since), None) => (Break::Refused, since),
+                (None, None) => return (*other, Link::Up),
             };
-            (*other, Link::Down { why, for_ms: 0 })
+            let for_ms = (self.now - since).as_millis() as u32;
+            (*other, Link::Down { why, for_ms })
         };
         let others = members.iter().filter(|other| **other != node);
         let seat = Seat { node, life };
@@ -427,8 +612,12 @@ impl World {
             life,
             reachable: others.map(link).collect(),
             clock_offset_ms: self.processes[&node].clock_offset_ms,
-            hears: BTreeSet::new(),
-            disk_delay_ms: 0,
+            hears: members
+                .iter()
+                .copied()
+                .filter(|other| *other != node && self.has_for_alive(node, *other))
+                .collect(),
+            disk_delay_ms: self.processes[&node].disk_delay_ms,
             shards,
         }
     }

@@ -1,5 +1,7 @@
 //! Work over many keys: listing, and deleting under a prefix, both in bounded steps.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -22,7 +24,7 @@ const DELETIONS_MAX: usize = 64;
 const KEYS_MAX: u32 = 1000;
 
 /// How long another node may take for a page.
-const PAGE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const PAGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a listing goes on: on which node, in which life of its process, in which shard, and where
 /// in its hash order.
@@ -61,6 +63,8 @@ struct Part {
     node: NodeId,
     life: u64,
     looked_at: usize,
+    /// For how long that copy has been out of touch with its primary.
+    stale: Option<Duration>,
 }
 
 impl Coordinator {
@@ -85,16 +89,20 @@ impl Coordinator {
         let mut shard = at.map_or(0, |cursor| cursor.shard);
         let mut entries = Vec::new();
         let (mut looked_at, mut bytes) = (0, 0);
+        let mut stale = None;
         loop {
             let left = limit - entries.len();
             let part = data.part(ShardId(shard), at, prefix, left).await?;
             bytes += part.entries.iter().map(|e| e.entry.value_bytes().len()).sum::<usize>();
             entries.extend(part.entries);
             looked_at += part.looked_at;
+            stale = part.stale.max(stale);
             let place = |shard, from| Cursor { node: part.node, life: part.life, shard, from };
             let next = match part.next {
                 Some(from) => place(shard, from),
-                None if shard + 1 == num_shards => return Ok(Page { entries, cursor: None }),
+                None if shard + 1 == num_shards => {
+                    return Ok(Page { entries, cursor: None, stale });
+                }
                 None => {
                     shard += 1;
                     at = None;
@@ -104,7 +112,7 @@ impl Coordinator {
             // A part that ends within its shard has looked at as much as a page may.
             let full = entries.len() >= limit || bytes >= PAGE_BYTES_MAX;
             if full || part.next.is_some() || looked_at >= LOOKED_AT_MAX {
-                return Ok(Page { entries, cursor: Some(next.to_text()) });
+                return Ok(Page { entries, cursor: Some(next.to_text()), stale });
             }
         }
     }
@@ -211,7 +219,7 @@ impl Coordinator {
 
 impl Data {
     /// Keys of one shard: from where the cursor says, or, if that copy is gone, from the start of
-    /// the nearest one.
+    /// the nearest one that is level; else of this node's own, as it is.
     async fn part(
         &self,
         shard: ShardId,
@@ -219,9 +227,11 @@ impl Data {
         prefix: &[u8],
         limit: usize,
     ) -> Result<Part, Error> {
+        self.replication.notice_absence(Timestamp::now());
         let me = self.replica().me().node;
+        let is_readable = self.replica().is_readable(shard);
         if let Some(Cursor { node, life, from, .. }) = cursor {
-            if node == me && life == self.life && self.replica().is_readable(shard) {
+            if node == me && life == self.life && is_readable {
                 return Ok(self.part_here(shard, from, prefix, limit));
             }
             if node != me
@@ -231,13 +241,20 @@ impl Data {
                 return Ok(part);
             }
         }
-        if self.replica().is_readable(shard) {
+        if is_readable && self.replica().is_level(shard).is_ok() {
             return Ok(self.part_here(shard, 0, prefix, limit));
         }
+        let carrier = self.replication.carrier();
         for node in self.nearest(shard) {
-            if let Some(part) = self.part_of(node, shard, 0, prefix, limit).await {
+            // Whoever has a copy to fall back on waits for nobody that is not heard.
+            if (!is_readable || carrier.silent_for(node).is_none())
+                && let Some(part) = self.part_of(node, shard, 0, prefix, limit).await
+            {
                 return Ok(part);
             }
+        }
+        if is_readable {
+            return Ok(self.part_here(shard, 0, prefix, limit));
         }
         Err(Error::Unavailable {
             why: "no copy of one of the shards could be read",
@@ -246,8 +263,12 @@ impl Data {
     }
 
     fn part_here(&self, shard: ShardId, from: u64, prefix: &[u8], limit: usize) -> Part {
+        let stale = match self.replica().is_level(shard) {
+            Ok(()) => self.stale(shard),
+            Err(away_since) => Some(self.at_least_stale(shard, away_since)),
+        };
         let (entries, next, looked_at) = self.scan_here(shard, from, prefix, limit);
-        Part { entries, next, node: self.replica().me().node, life: self.life, looked_at }
+        Part { entries, next, node: self.replica().me().node, life: self.life, looked_at, stale }
     }
 
     async fn part_of(
@@ -267,7 +288,7 @@ impl Data {
         let now = Timestamp::now();
         let live = entries.iter().filter(|entry| entry.expires_at.is_none_or(|at| at > now));
         let entries = live.map(found_of).collect();
-        Some(Part { entries, next, node, life, looked_at })
+        Some(Part { entries, next, node, life, looked_at, stale: self.stale(shard) })
     }
 }
 

@@ -55,6 +55,11 @@ const NO_PRIMARY: Error = Error::Unavailable {
     retry_after: RETRY_AFTER,
 };
 
+const REMOVED: Error = Error::Unavailable {
+    why: "this node was removed from its cluster and serves nobody; ask another one",
+    retry_after: RETRY_AFTER,
+};
+
 const TOO_FEW: Error = Error::Unknown {
     why: "too few copies acknowledged it in time; read the key before trying again",
 };
@@ -69,6 +74,8 @@ struct Inner {
     /// Empty while the data is being loaded.
     data: OnceLock<Data>,
     draining: AtomicBool,
+    /// The node was removed from its cluster.
+    removed: AtomicBool,
     /// Copies that a write waits for that does not say otherwise; 0 for none.
     write_copies: AtomicU32,
     /// Copies that a read asks that does not say otherwise.
@@ -95,6 +102,8 @@ pub enum Phase {
     Serving,
     /// No more: the node is on its way out.
     Draining,
+    /// No more: the node was removed from its cluster.
+    Removed,
 }
 
 /// Keys that a prefix delete removed, or would remove.
@@ -113,6 +122,7 @@ impl Coordinator {
             metrics,
             data: OnceLock::new(),
             draining: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             write_copies: AtomicU32::new(1),
             read_copies: AtomicU32::new(1),
             held: Semaphore::new(HELD_MAX),
@@ -139,9 +149,20 @@ impl Coordinator {
         self.0.draining.store(true, Ordering::Release);
     }
 
+    /// The node was removed from its cluster: refuses everything from now on, and what is held.
+    pub fn strike_off(&self) {
+        self.0.removed.store(true, Ordering::Release);
+    }
+
+    fn is_removed(&self) -> bool {
+        self.0.removed.load(Ordering::Acquire)
+    }
+
     /// Whether requests are served.
     pub fn phase(&self) -> Phase {
-        if self.0.draining.load(Ordering::Acquire) {
+        if self.is_removed() {
+            Phase::Removed
+        } else if self.0.draining.load(Ordering::Acquire) {
             Phase::Draining
         } else if self.0.data.get().is_none() {
             Phase::Starting
@@ -252,6 +273,9 @@ impl Coordinator {
         let mut topology = data.topology.clone();
         let mut held = None;
         loop {
+            if self.is_removed() {
+                return Err(if pursuit.is_unsure() { TOO_FEW } else { REMOVED });
+            }
             let primary = primary_of(&topology.borrow_and_update(), shard);
             match pursuit.next(primary, self.0.began.elapsed()) {
                 Step::Ask(seat, left) => {
@@ -273,6 +297,9 @@ impl Coordinator {
     }
 
     fn admit(&self) -> Result<&Data, Error> {
+        if self.is_removed() {
+            return Err(REMOVED);
+        }
         let why = match self.0.data.get() {
             Some(data) if !self.0.draining.load(Ordering::Acquire) => return Ok(data),
             Some(_) => "the node is being drained; wait for its return",

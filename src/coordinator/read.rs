@@ -81,10 +81,9 @@ impl Coordinator {
         min_version: Option<Version>,
     ) -> Result<Got, Error> {
         let shard = data.replica().placement().shard_of(key);
-        let near = match data.replica().get(key, min_version, Timestamp::now()) {
-            Some(seen) if seen.leads && min_version.is_none() => {
-                let stale =
-                    if data.replication.carrier().is_whole() { None } else { data.stale(shard) };
+        let near = match data.look_up(key, min_version) {
+            Some(seen) if seen.leads && seen.level && min_version.is_none() => {
+                let stale = if data.replication.is_whole() { None } else { data.stale(shard) };
                 return Ok(Got { lookup: seen.lookup, stale });
             }
             Some(seen) if seen.level => Some(seen),
@@ -101,7 +100,7 @@ impl Coordinator {
             Ok(lookup) => Ok(lookup.into()),
             // Better an old answer that says so than none.
             Err(_) if seen.holds => {
-                let stale = data.stale(shard).or(Some(super::PATIENCE));
+                let stale = Some(data.at_least_stale(shard, seen.away_since));
                 Ok(Got { lookup: seen.lookup, stale })
             }
             Err(error) => Err(error),
@@ -160,16 +159,24 @@ impl Coordinator {
 }
 
 impl Data {
+    /// What this node's copy has of a key.
+    pub(super) fn look_up(&self, key: &[u8], written: Option<Version>) -> Option<Seen> {
+        let now = Timestamp::now();
+        self.replication.notice_absence(now);
+        self.replica().get(key, written, now)
+    }
+
     /// What the copy on a node has of a key.
     async fn peek(&self, key: &[u8], written: Option<Version>, node: NodeId) -> Option<Seen> {
         if node == self.replica().me().node {
-            return self.replica().get(key, written, Timestamp::now());
+            return self.look_up(key, written);
         }
         let ask = wire::to_vec(&Ask::Peek { key: Bytes::copy_from_slice(key), written });
         let answer = self.replication.carrier().call(node, ask, COPY_PATIENCE).await.ok()?;
         match wire::get(&answer).ok()? {
             Reply::Entry { entry, position, holds, leads, level } => {
-                Some(Seen { lookup: lookup_of(entry), position, holds, leads, level })
+                let lookup = lookup_of(entry);
+                Some(Seen { lookup, position, holds, leads, level, away_since: None })
             }
             _ => None,
         }
@@ -212,19 +219,28 @@ impl Data {
 
     /// For how long this node has been out of touch with a shard's primary, if it is; for the
     /// primary itself, with a majority: another may lead by now.
-    fn stale(&self, shard: ShardId) -> Option<Duration> {
+    pub(super) fn stale(&self, shard: ShardId) -> Option<Duration> {
         let configuration = self.topology.borrow().shard(shard).cloned()?;
-        let (me, carrier) = (self.replica().me(), self.replication.carrier());
+        let (me, replication) = (self.replica().me(), &self.replication);
         let silent = if configuration.primary == me {
-            let silent = |seat: Seat| if seat == me { None } else { carrier.silent_for(seat.node) };
+            let silent =
+                |seat: Seat| if seat == me { None } else { replication.silent_for(seat.node) };
             if configuration.has_quorum(Copies::Majority, |seat| silent(seat).is_none()) {
                 return None;
             }
             configuration.seats().into_iter().filter_map(silent).min()?
         } else {
-            carrier.silent_for(configuration.primary.node)?
+            replication.silent_for(configuration.primary.node)?
         };
         (silent >= STALE_AFTER).then_some(silent)
+    }
+
+    /// The same for a copy that is shown though it is not level, because its primary could not be
+    /// asked: for so long at least.
+    pub(super) fn at_least_stale(&self, shard: ShardId, away_since: Option<Timestamp>) -> Duration {
+        let away =
+            away_since.map(|since| Duration::from_millis(Timestamp::now().millis_after(since)));
+        self.stale(shard).max(away).unwrap_or(super::PATIENCE)
     }
 }
 

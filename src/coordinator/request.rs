@@ -140,4 +140,6 @@ pub struct Page {
     pub entries: Vec<crate::store::Found>,
     /// Where to go on; `None` at the end.
     pub cursor: Option<String>,
+    /// For how long a copy that was looked into has been out of touch with its primary.
+    pub stale: Option<Duration>,
 }

@@ -69,21 +69,22 @@ impl Data {
             Ask::Write { request, need } => self.write_here(request, need, patience).await,
             Ask::Recall { key, id, need } => self.recall_here(&key, id, need, patience).await,
             Ask::Get { key, linearizable: true } => self.get_linearizable(&key, patience).await,
-            Ask::Get { key, linearizable: false } => {
-                match self.replica().get(&key, None, Timestamp::now()) {
-                    Some(seen) if seen.leads => entry_of(&key, seen),
-                    _ => Reply::NoCopy,
-                }
-            }
-            Ask::Peek { key, written } => match self.replica().get(&key, written, Timestamp::now())
-            {
+            Ask::Get { key, linearizable: false } => match self.look_up(&key, None) {
+                Some(seen) if seen.leads && seen.level => entry_of(&key, seen),
+                // It was away: another may lead by now.
+                Some(seen) if seen.leads => self.get_linearizable(&key, patience).await,
+                _ => Reply::NoCopy,
+            },
+            Ask::Peek { key, written } => match self.look_up(&key, written) {
                 Some(seen) => entry_of(&key, seen),
                 None => Reply::NoCopy,
             },
             Ask::Scan { shard, leading, from, prefix, limit } => {
                 let replica = self.replica();
+                self.replication.notice_absence(Timestamp::now());
                 let serves = shard.0 < replica.placement().num_shards()
                     && replica.is_readable(shard)
+                    && replica.is_level(shard).is_ok()
                     && (!leading || replica.is_active(shard));
                 if !serves {
                     return Reply::NoCopy;
@@ -154,8 +155,9 @@ impl Data {
         }
         match waiting.answer(patience).await {
             Some(Answer::Done(_)) => {
-                let position = Position::default();
-                entry_of(key, Seen { lookup, position, holds: true, leads: true, level: true })
+                let (position, away_since) = (Position::default(), None);
+                let (holds, leads, level) = (true, true, true);
+                entry_of(key, Seen { lookup, position, holds, leads, level, away_since })
             }
             Some(Answer::Deposed) | None => Reply::Unknown,
         }
@@ -202,7 +204,7 @@ impl Data {
 
 /// What a copy has of a key, as another node is told.
 fn entry_of(key: &[u8], seen: Seen) -> Reply {
-    let Seen { lookup, position, holds, leads, level } = seen;
+    let Seen { lookup, position, holds, leads, level, away_since: _ } = seen;
     debug_assert!(lookup.clone().found().is_none_or(|found| found.entry.key() == key));
     let entry = match lookup {
         Lookup::Hit(found) => Ok(copy_of(&found)),

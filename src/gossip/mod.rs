@@ -110,6 +110,9 @@ pub struct Seen {
     pub state: State,
     /// Since when.
     pub since: Instant,
+    /// Whether its own datagrams come in here: not if none did for `suspect_timeout`, even if
+    /// others hear it.
+    pub is_heard_here: bool,
     /// Where it is reached at present; `None` while its name is not resolved.
     pub addr: Option<SocketAddr>,
 }

@@ -40,6 +40,8 @@ struct Watched {
     heard: Instant,
     /// When it was last heard here.
     heard_here: Option<Instant>,
+    /// Whether that is not too long ago.
+    is_heard_here: bool,
     /// Whether foca has the present identity down.
     is_down: bool,
     state: State,
@@ -65,6 +67,7 @@ impl Watch {
                 peer: watched.id.peer(),
                 state: watched.state,
                 since: watched.since,
+                is_heard_here: watched.is_heard_here,
                 addr: watched.addr,
             };
             self.nodes.iter().map(|(&node, watched)| (node, seen(watched))).collect()
@@ -128,6 +131,7 @@ impl Watch {
                     id: id.clone(),
                     heard: now,
                     heard_here: None,
+                    is_heard_here: false,
                     is_down: false,
                     state: State::Alive,
                     since: now,
@@ -200,13 +204,20 @@ impl Watch {
     /// This process did not run for that long: nobody's silence in that time counts.
     pub(super) fn excuse(&mut self, span: Duration, now: Instant) {
         for watched in self.nodes.values_mut() {
-            watched.heard = (watched.heard + span).min(now);
+            let excused = |at: Instant| (at + span).min(now);
+            watched.heard = excused(watched.heard);
+            watched.heard_here = watched.heard_here.map(excused);
         }
     }
 
     /// Draws the conclusions from silence.
     pub(super) fn judge(&mut self, now: Instant) {
         for watched in self.nodes.values_mut() {
+            let is_heard_here = watched
+                .heard_here
+                .is_some_and(|at| now.saturating_duration_since(at) < self.timeouts.suspect);
+            self.changed |= watched.is_heard_here != is_heard_here;
+            watched.is_heard_here = is_heard_here;
             let silence = now.saturating_duration_since(watched.heard);
             let state = watched.judged(silence, self.timeouts);
             if state == watched.state {
@@ -344,6 +355,25 @@ mod tests {
         // Only what was heard here is passed on: rumours do not keep each other alive.
         assert_eq!(watch.hearing(start + seconds(1)).count(), 1);
         assert_eq!(watch.hearing(start + seconds(8)).count(), 0);
+    }
+
+    #[test]
+    fn it_is_told_whether_a_nodes_own_datagrams_come_in_here() {
+        let start = Instant::now();
+        let mut watch = watch(start);
+        let seen = |watch: &mut Watch, at: Instant| {
+            watch.judge(at);
+            watch.news().map(|seen| (seen[&NODE].state, seen[&NODE].is_heard_here))
+        };
+        assert_eq!(seen(&mut watch, start), Some((State::Alive, true)));
+        watch.heard_by_others(&[Heard { node: 2, millis: 0 }], start + seconds(4));
+        assert_eq!(seen(&mut watch, start + seconds(4)), None);
+        assert_eq!(seen(&mut watch, start + seconds(5)), Some((State::Alive, false)));
+        watch.heard(NODE, start + seconds(6));
+        assert_eq!(seen(&mut watch, start + seconds(6)), Some((State::Alive, true)));
+        // Nor does the time count in which this process did not run.
+        watch.excuse(seconds(60), start + seconds(67));
+        assert_eq!(seen(&mut watch, start + seconds(68)), None);
     }
 
     #[test]

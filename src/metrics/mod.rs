@@ -175,6 +175,12 @@ pub struct Metrics {
     pub failover_duration: Durations,
     /// Bytes of shards' copies that were brought here.
     pub copy_bytes: Counter,
+    /// Messages of this node that went by way of another member.
+    pub relays_sent: Counter,
+    /// Messages of others that this node passed on.
+    pub relays_passed_on: Counter,
+    /// Messages that went, or were to go, by way of others, and had no way on.
+    pub relays_dropped: Counter,
     refusals: prometheus::IntCounterVec,
     gauges: Gauges,
     process: Process,
@@ -198,6 +204,7 @@ impl Metrics {
         )
         .with_label_values(&[env!("CARGO_PKG_VERSION"), revision()])
         .set(1);
+        let [relays_sent, relays_passed_on, relays_dropped] = relays(t);
         Self {
             ops: operations(t),
             misses: misses(t),
@@ -246,6 +253,9 @@ impl Metrics {
                 "aegis_copy_bytes_total",
                 "Bytes of shards' entries that were copied to this node.",
             ),
+            relays_sent,
+            relays_passed_on,
+            relays_dropped,
             refusals: refusals(t),
             gauges: Gauges::declare(t),
             process: Process::declare(t),
@@ -318,6 +328,16 @@ fn refusals(t: &mut Table) -> prometheus::IntCounterVec {
     // There from the start, so that an alert on its rise has something to rise from.
     refusals.with_label_values(&["secret"]);
     refusals
+}
+
+fn relays(t: &mut Table) -> [Counter; 3] {
+    let relays = t.counters(
+        "aegis_relayed_messages_total",
+        &["what"],
+        "Messages between members that went by way of a third one: this node's own that were sent \
+         so, those of others that it passed on, those that had no way on.",
+    );
+    ["sent", "passed_on", "dropped"].map(|what| relays.with_label_values(&[what]))
 }
 
 fn misses(t: &mut Table) -> [Counter; Miss::ALL.len()] {

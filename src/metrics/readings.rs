@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::{Gauge, IntGauge, IntGaugeVec};
 
 use super::table::{OptionalGauge, Table};
 use crate::entry::Timestamp;
@@ -54,6 +54,8 @@ pub struct Readings {
     pub cache_max_bytes: u64,
     /// Size of all segments of the log.
     pub wal_bytes: u64,
+    /// How long writes have lately waited for the disk, or wait now.
+    pub disk_delay: Duration,
     /// Open client connections.
     pub active_connections: u64,
     /// The connection limit in force.
@@ -70,6 +72,8 @@ pub struct Readings {
     pub cluster_members: u64,
     /// All members, living or not.
     pub cluster_members_expected: u64,
+    /// Members that this node is connected with and whose datagrams do not come in.
+    pub gossip_unheard_peers: u64,
     /// Whether this node leads the topology, and has lately heard from a majority.
     pub topology_leader: bool,
     /// Whether clients are served: neither starting nor draining.
@@ -94,6 +98,7 @@ pub(super) struct Gauges {
     cache_items: IntGauge,
     cache_max: IntGauge,
     wal_bytes: IntGauge,
+    disk_delay: Gauge,
     active_connections: IntGauge,
     max_connections: IntGauge,
     shards: IntGaugeVec,
@@ -102,6 +107,7 @@ pub(super) struct Gauges {
     replica_lag: IntGauge,
     cluster_members: IntGauge,
     cluster_members_expected: IntGauge,
+    gossip_unheard_peers: IntGauge,
     topology_leader: IntGauge,
     serving: IntGauge,
     config_reload_success: IntGauge,
@@ -128,6 +134,11 @@ impl Gauges {
                 "aegis_wal_bytes",
                 "Size of all segments of the write-ahead log on disk.",
             ),
+            disk_delay: t.float_gauge(
+                "aegis_disk_delay_seconds",
+                "The longest that a write has waited for the disk in the last second or two, or has \
+                 waited by now. 0 while nothing is written, and with wal_mode off.",
+            ),
             active_connections: t.gauge("aegis_active_connections", "Open client connections."),
             max_connections: t.gauge(
                 "aegis_max_connections",
@@ -153,6 +164,10 @@ impl Gauges {
             cluster_members_expected: t.gauge(
                 "aegis_cluster_members_expected",
                 "Members of the cluster, living or not, until they are removed.",
+            ),
+            gossip_unheard_peers: t.gauge(
+                "aegis_gossip_unheard_peers",
+                "Members that this node reaches over TCP and whose UDP does not come in.",
             ),
             topology_leader: t.gauge(
                 "aegis_topology_leader",
@@ -202,6 +217,7 @@ impl Gauges {
             (&self.replica_lag, now.replica_lag_records),
             (&self.cluster_members, now.cluster_members),
             (&self.cluster_members_expected, now.cluster_members_expected),
+            (&self.gossip_unheard_peers, now.gossip_unheard_peers),
             (&self.topology_leader, u64::from(now.topology_leader)),
             (&self.serving, u64::from(now.serving)),
             (&self.config_reload_success, u64::from(now.config_reload_success)),
@@ -210,6 +226,7 @@ impl Gauges {
         ] {
             gauge.set(saturating(value));
         }
+        self.disk_delay.set(now.disk_delay.as_secs_f64());
         for (state, count) in now.shards.by_state() {
             self.shards.with_label_values(&[state]).set(saturating(count));
         }

@@ -155,7 +155,8 @@ fn the_page_of_all_metrics_says_what_the_code_says() {
         all.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(" ")
     };
     page.push_str(&format!(
-        "\n- Values of `op`: {}.\n- Values of `reason`: {}.\n- Values of `state`: {}.\n",
+        "\n- Values of `op`: {}.\n- Values of `reason`: {}.\n- Values of `state`: {}.\n\
+         - Values of `what`: `sent` `passed_on` `dropped`.\n",
         labels(&Op::ALL.map(Op::label)),
         labels(&Miss::ALL.map(Miss::label)),
         labels(&ShardCounts::default().by_state().map(|(state, _)| state)),

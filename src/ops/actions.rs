@@ -94,6 +94,15 @@ pub(super) async fn decommission<N: Node>(
     Ok((StatusCode::ACCEPTED, Json(body)))
 }
 
+pub(super) async fn recommission<N: Node>(
+    State(shared): State<Shared<N>>,
+    Path(id): Path<String>,
+) -> Answer {
+    let name = id.clone();
+    to_its_end(shared.node, |node| async move { node.recommission(&name).await }).await?;
+    Ok(Json(json!({ "node_id": id, "status": "member" })))
+}
+
 pub(super) async fn remove<N: Node>(
     State(shared): State<Shared<N>>,
     Path(id): Path<String>,

@@ -9,6 +9,7 @@ mod access;
 mod actions;
 mod node;
 mod problem;
+mod readiness;
 mod serve;
 mod status;
 mod views;
@@ -57,6 +58,7 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .route("/admin/rate-limit", post(actions::rate_limit::<N>))
         .route("/admin/log-level", post(actions::log_level::<N>))
         .route("/admin/nodes/{id}/decommission", post(actions::decommission::<N>))
+        .route("/admin/nodes/{id}/recommission", post(actions::recommission::<N>))
         .route("/admin/nodes/{id}/remove", post(actions::remove::<N>))
         .route_layer(from_fn_with_state(shared.clone(), access::guard::<N>));
     Router::new()

@@ -47,6 +47,10 @@ pub trait Node: Send + Sync + 'static {
     /// Begins to move all copies away from a member, by name.
     fn decommission(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
 
+    /// Calls the decommission of a member off, by name: it keeps what it still holds, and is given
+    /// copies again.
+    fn recommission(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
+
     /// Ends the membership of a member that is dead or decommissioned, by name.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
 

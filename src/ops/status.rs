@@ -21,6 +21,11 @@ pub enum Phase {
     Serving,
     /// Answering what came before, taking nothing new.
     Draining,
+    /// Removed from its cluster, for good: serving nobody.
+    Removed {
+        /// How it knows, and what to do, in words.
+        why: String,
+    },
 }
 
 impl Phase {
@@ -30,6 +35,7 @@ impl Phase {
             Self::Starting { .. } => "starting",
             Self::Serving => "serving",
             Self::Draining => "draining",
+            Self::Removed { .. } => "removed",
         }
     }
 }
@@ -46,10 +52,12 @@ pub struct Status {
     /// The topology's epoch.
     pub epoch: u64,
     /// The members of the cluster as this node knows them, itself included. Empty while it knows
-    /// of none: it is then shown as the only one.
+    /// of none: it is then shown as the only one, unless it was removed.
     pub members: Vec<Member>,
     /// The member that leads the topology, by name, if one is known.
     pub leader: Option<String>,
+    /// For how long nobody has led it, as far as this node knows; `None` while somebody does.
+    pub leaderless_for: Option<Duration>,
     /// Where clients reach it; `None` until it listens.
     pub client_addr: Option<SocketAddr>,
     /// Where other nodes reach it; `None` while it talks to none.
@@ -62,12 +70,20 @@ pub struct Status {
     pub uptime: Duration,
     /// The log.
     pub wal: Wal,
+    /// From which members no UDP comes in though TCP works, and what to open, one sentence each.
+    pub lost_udp: Vec<String>,
     /// Listeners open to other machines without the protection they should have: what follows, and
     /// how to mend it, one sentence each.
     pub exposures: Vec<String>,
-    /// Copies on this node that are being brought level. The cluster's, on any node, are in
+    /// Copies on this node that vote and are not level. The cluster's, on any node, are in
     /// `readings`.
-    pub copies_catching_up: u64,
+    pub copies_behind: u64,
+    /// Those of them whose shards are served: they are being brought level.
+    pub copies_coming: u64,
+    /// For how long it has been serving clients, or trying to.
+    pub serving_for: Duration,
+    /// Whether since its start all shards were served, and all its copies level, at some moment.
+    pub was_whole: bool,
     /// The figures that the gauges show as well.
     pub readings: Readings,
 }
@@ -120,6 +136,8 @@ pub struct Wal {
     pub mode: &'static str,
     /// Segments on disk.
     pub segments: u64,
+    /// It could not be written: the node is about to end.
+    pub failed: bool,
 }
 
 /// One shard's configuration and positions.

@@ -1,5 +1,7 @@
 //! What can be looked at: `GET /health`, `/ready`, `/metrics`, `/cluster` and so on.
 
+use std::time::{Duration, SystemTime};
+
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -8,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::readiness::{Check, readiness};
 use super::{Member, MemberStatus, Node, Phase, Problem, Shared, Status};
 use crate::metrics;
 
@@ -55,75 +58,6 @@ fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::E
     serializer.collect_map(checks.iter().map(|check| (check.name, &check.text)))
 }
 
-/// One line of `/ready`.
-struct Check {
-    name: &'static str,
-    passed: bool,
-    text: String,
-}
-
-impl Check {
-    fn passed(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, passed: true, text: text.into() }
-    }
-
-    fn failed(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, passed: false, text: text.into() }
-    }
-}
-
-/// Whether clients should be sent here. Insecure listeners and a refused reload are named, since
-/// this is where an operator looks, but they keep nobody from being served.
-fn readiness(status: &Status) -> Vec<Check> {
-    let node = match &status.phase {
-        Phase::Serving => Check::passed("node", "ok"),
-        Phase::Starting { progress } => Check::failed("node", format!("starting: {progress}")),
-        Phase::Draining => Check::failed("node", "draining: takes no new work"),
-    };
-    let starting = matches!(status.phase, Phase::Starting { .. });
-    let wal = match status.wal.mode {
-        _ if starting => Check::failed("wal", "not open yet"),
-        "off" => Check::passed("wal", "ok: off, nothing outlives the process"),
-        _ => Check::passed("wal", "ok"),
-    };
-    let shards =
-        if starting { Check::failed("shards", "not open yet") } else { shards_check(status) };
-    let listeners = match status.exposures.as_slice() {
-        [] => Check::passed("listeners", "ok"),
-        exposures => Check::passed("listeners", format!("exposed: {}", exposures.join("; "))),
-    };
-    let config = if status.readings.config_reload_success {
-        Check::passed("config", "ok")
-    } else {
-        Check::passed(
-            "config",
-            "the last reload was refused; the configuration before it is in force",
-        )
-    };
-    vec![node, wal, shards, listeners, config]
-}
-
-fn shards_check(status: &Status) -> Check {
-    let counts = &status.readings.shards;
-    let mut troubles: Vec<String> = counts
-        .by_state()
-        .into_iter()
-        .filter(|(state, count)| *state != "healthy" && *count > 0)
-        .map(|(state, count)| format!("{count} {}", state.replace('_', " ")))
-        .collect();
-    if status.copies_catching_up > 0 {
-        troubles.push(format!("{} copies here not level yet", status.copies_catching_up));
-    }
-    let text = if troubles.is_empty() { "ok".to_owned() } else { troubles.join(", ") };
-    // Fewer copies, or a move, is for the operator to know; it keeps no client from an answer. Nor
-    // does a copy that is brought level on another node.
-    if status.copies_catching_up > 0 || counts.unavailable > 0 {
-        Check::failed("shards", text)
-    } else {
-        Check::passed("shards", text)
-    }
-}
-
 /// Whether every shard keeps its write quorum without this node.
 fn stop_check<N: Node>(node: &N, status: &Status) -> Check {
     if matches!(status.phase, Phase::Starting { .. }) {
@@ -145,15 +79,16 @@ pub(super) async fn metrics<N: Node>(
 pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
     let status = shared.node.status();
     let shards = &status.readings.shards;
-    let (leader, members) = if status.members.is_empty() {
-        (Some(status.node_id.clone()), vec![alone(&status)])
-    } else {
-        (status.leader.clone(), status.members.clone())
+    let (leader, members) = match status.phase {
+        Phase::Removed { .. } => (None, Vec::new()),
+        _ if status.members.is_empty() => (Some(status.node_id.clone()), vec![alone(&status)]),
+        _ => (status.leader.clone(), status.members.clone()),
     };
     Json(json!({
         "cluster_id": status.cluster_id,
         "epoch": status.epoch,
         "leader": leader,
+        "leaderless_since": status.leaderless_for.map(ago),
         "members": members,
         "shards": {
             "total": shards.total(),
@@ -166,6 +101,12 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
     }))
 }
 
+/// The moment so long ago, as RFC 3339 has it.
+fn ago(span: Duration) -> String {
+    let moment = SystemTime::now().checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
 /// This node as the one member of its cluster, as long as it knows of no others.
 fn alone(status: &Status) -> Member {
     Member {
@@ -173,7 +114,7 @@ fn alone(status: &Status) -> Member {
         status: match status.phase {
             Phase::Starting { .. } => MemberStatus::Joining,
             Phase::Serving => MemberStatus::Alive,
-            Phase::Draining => MemberStatus::Leaving,
+            Phase::Draining | Phase::Removed { .. } => MemberStatus::Leaving,
         },
         client_addr: status.client_addr.map(|addr| addr.to_string()),
         gossip_addr: status.gossip_addr.map(|addr| addr.to_string()),

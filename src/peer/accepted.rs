@@ -92,20 +92,7 @@ pub(super) async fn serve<H: Handler>(shared: Arc<Shared>, handler: Arc<H>, acce
         answered: Instant::now(),
     };
     let ended = connection.shared.ended.clone();
-    let end = match (purpose, &place) {
-        (Purpose::Link, Some(place)) => tokio::select! {
-            end = connection.link(place) => end,
-            _ = &mut writing => End::Writer,
-            () = place.entry().replaced.cancelled() => End::Over,
-            () = renewed.cancelled() => End::Over,
-            () = ended.cancelled() => End::Over,
-        },
-        _ => tokio::select! {
-            end = timeout(KNOCK_MAX, connection.knock()) => end.unwrap_or(End::Silent),
-            _ = &mut writing => End::Writer,
-            () = ended.cancelled() => End::Over,
-        },
-    };
+    let end = connection.run(purpose, place.as_ref(), &renewed, &mut writing).await;
     // From here on another connection of the same process is welcome.
     drop(place);
     debug!("connection from {whom} ended: {end}");
@@ -147,6 +134,41 @@ struct Connection<H> {
 }
 
 impl<H: Handler> Connection<H> {
+    /// Serves it for its purpose; why it ends.
+    async fn run<W>(
+        &mut self,
+        purpose: Purpose,
+        place: Option<&Place>,
+        renewed: &CancellationToken,
+        writing: &mut AbortOnDropHandle<W>,
+    ) -> End {
+        let shared = Arc::clone(&self.shared);
+        let removed = shared.removed(self.from.node);
+        // In this order, so that nothing is taken from a node that comes after it was removed.
+        match (purpose, place) {
+            (Purpose::Link, Some(place)) => tokio::select! {
+                biased;
+                objection = removed => {
+                    // What it asked as a member is answered.
+                    let _ = timeout(LAST_WORDS_MAX, all_returned(&self.slots)).await;
+                    objection.into()
+                }
+                () = place.entry().replaced.cancelled() => End::Over,
+                () = renewed.cancelled() => End::Over,
+                () = shared.ended.cancelled() => End::Over,
+                _ = writing => End::Writer,
+                end = self.link(place) => end,
+            },
+            _ => tokio::select! {
+                biased;
+                objection = removed => objection.into(),
+                () = shared.ended.cancelled() => End::Over,
+                _ = writing => End::Writer,
+                end = timeout(KNOCK_MAX, self.knock()) => end.unwrap_or(End::Silent),
+            },
+        }
+    }
+
     /// Serves a member's connection.
     async fn link(&mut self, place: &Place) -> End {
         let timing = self.shared.timing;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
+use super::addresses::{Addresses, News, Source};
 use super::calls::Calls;
 use super::connect::{self, OpenError};
 use super::frame::Head;
@@ -42,10 +43,13 @@ pub(super) struct Lane {
 /// Keeps the connection to one node.
 pub(super) struct Dialler {
     node: NodeId,
-    target: Mutex<Peer>,
+    name: Mutex<String>,
+    addresses: Mutex<Addresses>,
     lane: ArcSwapOption<Lane>,
     /// The other side was heard of: dial without waiting any longer.
     woken: Notify,
+    /// It says that it is elsewhere now.
+    moved: Notify,
     removed: CancellationToken,
 }
 
@@ -57,8 +61,8 @@ impl fmt::Debug for Dialler {
 
 /// How an attempt ended.
 enum Outcome {
-    /// There was a connection, or there was none.
-    Down { why: Down, lasted: Duration },
+    /// There was a connection, or there was none. `again`: another address is left to try.
+    Down { why: Down, lasted: Duration, again: bool },
     /// This node has another identity.
     Renewed,
     /// The transport stops, or the node is no peer any more.
@@ -69,21 +73,43 @@ impl Dialler {
     pub(super) fn new(node: NodeId, peer: Peer) -> Self {
         Self {
             node,
-            target: Mutex::new(peer),
+            addresses: Mutex::new(Addresses::new(&peer.addr)),
+            name: Mutex::new(peer.name),
             lane: ArcSwapOption::empty(),
             woken: Notify::new(),
+            moved: Notify::new(),
             removed: CancellationToken::new(),
         }
     }
 
-    /// Follows the node to where it is now. A connection that stands is kept.
+    /// Follows the node to where the topology has it. A connection that stands is kept.
     pub(super) fn retarget(&self, peer: &Peer) {
-        let mut target = self.target.lock();
-        if *target != *peer {
-            target.clone_from(peer);
-            drop(target);
-            self.wake();
+        self.name.lock().clone_from(&peer.name);
+        self.hear(Source::Topology, &peer.addr);
+    }
+
+    /// Takes note of where a node is that introduces itself, if it is this one.
+    pub(super) fn met(&self, shared: &Shared, identity: &Identity) {
+        let life = shared.links.life(self.node).unwrap_or(0);
+        if identity.name == *self.name.lock() && identity.life >= life {
+            self.hear(Source::Itself, &identity.peer_addr);
         }
+    }
+
+    /// Takes note of where the node is said to be.
+    pub(super) fn hear(&self, source: Source, addr: &str) {
+        let news = self.addresses.lock().hear(source, addr);
+        match news {
+            News::None => return,
+            News::Found => {}
+            News::Moved => self.moved.notify_one(),
+        }
+        self.wake();
+    }
+
+    /// Where the node may be, the likeliest first.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.addresses.lock().all().to_vec()
     }
 
     /// Dials at once if it is waiting to.
@@ -123,8 +149,8 @@ impl Dialler {
             };
             let pause = match outcome {
                 Outcome::Over => break,
-                Outcome::Renewed => continue,
-                Outcome::Down { why, lasted } => {
+                Outcome::Renewed | Outcome::Down { again: true, .. } => continue,
+                Outcome::Down { why, lasted, again: false } => {
                     let (min, max) = (shared.timing.redial_min, shared.timing.redial_max);
                     // Who was just let in is a member as soon as it has written that down.
                     let rejected =
@@ -162,27 +188,41 @@ impl Dialler {
     }
 
     async fn attempt(&self, shared: &Shared, standing: &Standing) -> Outcome {
-        let peer = self.target.lock().clone();
+        let (addr, is_likeliest) = {
+            let addresses = self.addresses.lock();
+            (addresses.next().to_owned(), addresses.is_at_start())
+        };
         let opened = tokio::select! {
             outcome = self.interrupted(shared, standing) => return outcome,
-            opened = self.open(shared, &standing.identity, &peer) => opened,
+            opened = self.open(shared, &standing.identity, &addr) => opened,
         };
         match opened {
-            Ok((stream, agreed)) => self.keep(shared, standing, stream, agreed).await,
+            Ok((stream, agreed)) => {
+                self.addresses.lock().works(&addr);
+                self.keep(shared, standing, stream, agreed, &addr).await
+            }
             Err(error) => {
-                let whom = format!("{} ({})", peer.name, peer.addr);
+                let whom = format!("{} ({addr})", self.name.lock());
                 match &error {
                     OpenError::Failure(Failure::Objection(objection)) => {
-                        shared.object(objection, &peer.addr, &whom);
+                        shared.object(objection, &addr, &whom);
                     }
                     OpenError::Failure(Failure::Told(refusal)) => {
-                        shared.told(*refusal, &peer.addr, &whom);
+                        shared.told(*refusal, &addr, &whom);
                     }
                     other => debug!("cannot connect to {whom}: {other}"),
                 }
                 let why = error.down();
-                shared.links.down(self.node, why);
-                Outcome::Down { why, lasted: Duration::ZERO }
+                // What an address says at which it once was tells nothing of the node.
+                if is_likeliest {
+                    shared.links.down(self.node, why);
+                }
+                let mut addresses = self.addresses.lock();
+                let again = match why {
+                    Down::Rejected(Refusal::OtherNode) => addresses.is_anothers(&addr),
+                    _ => addresses.failed(&addr),
+                };
+                Outcome::Down { why, lasted: Duration::ZERO, again }
             }
         }
     }
@@ -191,9 +231,9 @@ impl Dialler {
         &self,
         shared: &Shared,
         us: &Identity,
-        peer: &Peer,
+        addr: &str,
     ) -> Result<(Stream, Agreed), OpenError> {
-        let (stream, agreed) = connect::open(shared, us, &peer.addr, Purpose::Link).await?;
+        let (stream, agreed) = connect::open(shared, us, addr, Purpose::Link).await?;
         match agreed.identity.node {
             Some(found) if found != self.node => {
                 let objection = Objection::OtherNode { expected: self.node, found };
@@ -210,6 +250,7 @@ impl Dialler {
         standing: &Standing,
         stream: Stream,
         agreed: Agreed,
+        addr: &str,
     ) -> Outcome {
         let began = Instant::now();
         let (sealer, opener) = agreed.keys.unzip();
@@ -235,6 +276,7 @@ impl Dialler {
         let end = tokio::select! {
             why = connection.run() => Ok(why),
             _ = &mut writing => Ok(Down::Reset),
+            () = self.moved_from(addr) => Ok(Down::Reset),
             outcome = self.interrupted(shared, standing) => Err(outcome),
         };
         self.lane.store(None);
@@ -256,8 +298,18 @@ impl Dialler {
             info!("the connection to {whom} is down: {why}");
         }
         match end {
-            Ok(why) => Outcome::Down { why, lasted: began.elapsed() },
+            Ok(why) => Outcome::Down { why, lasted: began.elapsed(), again: false },
             Err(outcome) => outcome,
+        }
+    }
+
+    /// Waits until the node says that it is not at `addr` any more: then its process there is gone.
+    async fn moved_from(&self, addr: &str) {
+        loop {
+            self.moved.notified().await;
+            if self.addresses.lock().next() != addr {
+                return;
+            }
         }
     }
 }
@@ -391,11 +443,8 @@ impl Connection<'_> {
     }
 
     fn farewell(&self, code: u8) -> Down {
-        let Some(refusal) = Refusal::told(code) else {
-            return Down::Reset;
-        };
-        self.shared.told(refusal, self.whom, self.whom);
-        Down::Rejected(refusal)
+        let refusal = self.shared.farewell(code, self.whom, self.whom);
+        refusal.map_or(Down::Reset, Down::Rejected)
     }
 }
 

@@ -81,7 +81,8 @@ async fn ask(
     let objection = match answer {
         Ok((Head::Answer { number: 1 }, body)) => return Ok((agreed.identity, body)),
         Ok((Head::Farewell { code }, _)) => {
-            return Err(Refusal::told(code).map_or(KnockError::Lost, KnockError::Rejected));
+            let refusal = shared.farewell(code, addr, &agreed.identity.name);
+            return Err(refusal.map_or(KnockError::Lost, KnockError::Rejected));
         }
         Ok(_) => Objection::Unexpected("frame that is no answer"),
         Err(InboundError::Io(_)) => return Err(KnockError::Lost),

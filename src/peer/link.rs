@@ -128,6 +128,11 @@ impl Board {
         })
     }
 
+    /// A node's life, as it said when it was last connected.
+    pub(super) fn life(&self, node: NodeId) -> Option<u64> {
+        self.0.borrow().get(&node)?.life
+    }
+
     /// Notes why a link carries nothing; since when stays what it was. Whether it did before.
     pub(super) fn down(&self, node: NodeId, why: Down) -> bool {
         let was_up = self.0.borrow().get(&node).is_some_and(Link::is_up);

@@ -182,10 +182,13 @@ async fn introduce(
     };
     match admitted.await {
         Ok((agreed, identity, place, permit)) => {
-            if let (Purpose::Link, Some(node)) = (agreed.purpose, identity.node)
+            if let Some(node) = identity.node
                 && let Some(dialler) = shared.diallers.load().get(&node)
             {
-                dialler.wake();
+                dialler.met(shared, &identity);
+                if agreed.purpose == Purpose::Link {
+                    dialler.wake();
+                }
             }
             Ok(Met { stream, agreed, identity, standing, place, permit })
         }

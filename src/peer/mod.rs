@@ -20,6 +20,7 @@
 //! into, up to some 64 KiB for a short one.
 
 mod accepted;
+mod addresses;
 mod calls;
 mod connect;
 mod dialler;
@@ -54,13 +55,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::entry::Timestamp;
-use crate::topology::NodeId;
+use crate::topology::{NodeId, Roster};
 
 use dialler::Dialler;
 use frame::Head;
 use secret::Secrets;
 use shared::Shared;
 
+pub use addresses::Source;
 pub use calls::CallError;
 pub use frame::FRAME_BYTES_MAX;
 pub use hello::Identity;
@@ -97,7 +99,8 @@ pub struct Config {
 pub struct Peer {
     /// Its name, for log lines.
     pub name: String,
-    /// Where to dial it: host:port, resolved anew each time.
+    /// Where the topology has it: host:port, resolved anew each time. Where it is heard to be
+    /// since is tried first.
     pub addr: String,
 }
 
@@ -199,6 +202,34 @@ impl Transport {
         for dialler in added {
             self.shared.tracker.spawn(dialler.run(Arc::clone(&self.shared)));
         }
+    }
+
+    /// Takes note that a peer is said to be at `addr`, host:port: it is dialled there next.
+    pub fn hear_address(&self, node: NodeId, source: Source, addr: &str) {
+        if let Some(dialler) = self.shared.diallers.load().get(&node) {
+            dialler.hear(source, addr);
+        }
+    }
+
+    /// Where a peer may be, the likeliest address first.
+    pub fn addresses(&self, node: NodeId) -> Vec<String> {
+        self.shared.diallers.load().get(&node).map(|d| d.addresses()).unwrap_or_default()
+    }
+
+    /// Who is a member, and which numbers were given. Who was a member and is none any more is told
+    /// so, on a connection that stands or when it comes, and is not listened to.
+    pub fn set_roster(&self, roster: Roster) {
+        self.shared.roster.send_if_modified(|known| {
+            let changed = *known != roster;
+            *known = roster;
+            changed
+        });
+    }
+
+    /// The member that says that this node was removed from the cluster, once one has said so on a
+    /// connection on which both have proved that they know the cluster's secret.
+    pub fn removed_by(&self) -> watch::Receiver<Option<String>> {
+        self.shared.removed_by.subscribe()
     }
 
     /// Sends a frame of `kind` to a member, its body appended by `write` to what waits there

@@ -52,11 +52,13 @@ pub enum Refusal {
     NotMember,
     /// Another node answers at the address than was expected there.
     OtherNode,
+    /// The one that is refused was a member, and is none any more.
+    Removed,
 }
 
 impl Refusal {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Secret,
         Self::Tls,
         Self::Cluster,
@@ -70,6 +72,7 @@ impl Refusal {
         Self::Duplicate,
         Self::NotMember,
         Self::OtherNode,
+        Self::Removed,
     ];
 
     /// A word for it, for a metric's label.
@@ -88,6 +91,7 @@ impl Refusal {
             Self::Duplicate => "duplicate",
             Self::NotMember => "not_member",
             Self::OtherNode => "other_node",
+            Self::Removed => "removed",
         }
     }
 
@@ -112,6 +116,7 @@ impl Refusal {
             Self::Duplicate => 11,
             Self::NotMember => 12,
             Self::OtherNode => 13,
+            Self::Removed => 14,
         }
     }
 
@@ -154,6 +159,10 @@ impl fmt::Display for Refusal {
             Self::NotMember => "one of the two nodes is not yet a member of the cluster",
             Self::OtherNode => {
                 "another node answers at that address; check gossip_advertise_addr of both"
+            }
+            Self::Removed => {
+                "this node was removed from the cluster; keep it out, or start it with an empty \
+                 data directory"
             }
         })
     }
@@ -215,6 +224,11 @@ pub(super) enum Objection {
          gossip_advertise_addr of both"
     )]
     OtherNode { expected: NodeId, found: NodeId },
+    #[error(
+        "it was removed from the cluster (its number was {0}); keep it out, or start it with an \
+         empty data directory"
+    )]
+    Removed(NodeId),
 }
 
 fn older(theirs: u16) -> &'static str {
@@ -241,6 +255,7 @@ impl Objection {
             Self::Duplicate { .. } => Refusal::Duplicate,
             Self::TheyNotMember | Self::WeNotMember => Refusal::NotMember,
             Self::OtherNode { .. } => Refusal::OtherNode,
+            Self::Removed(_) => Refusal::Removed,
         }
     }
 }
@@ -294,7 +309,7 @@ mod tests {
         assert_eq!(Refusal::told(4), Some(Refusal::Shards));
         assert_eq!(Refusal::told(5), Some(Refusal::ProtocolNewer));
         assert_eq!(Refusal::told(0), None);
-        assert_eq!(Refusal::told(14), None);
+        assert_eq!(Refusal::told(15), None);
     }
 
     #[test]

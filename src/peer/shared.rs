@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -20,7 +20,7 @@ use super::registry::Registry;
 use super::secret::Secrets;
 use super::strangers::Strangers;
 use super::tls::Tls;
-use crate::topology::NodeId;
+use crate::topology::{NodeId, Roster};
 
 /// Most connections from others that have introduced themselves, at a time.
 pub(super) const ACCEPTED_MAX: usize = 1024;
@@ -91,6 +91,9 @@ pub(super) struct Shared {
     /// Whom to keep a connection to. Changed under `diallers_change` alone.
     pub(super) diallers: ArcSwap<BTreeMap<NodeId, Arc<Dialler>>>,
     pub(super) diallers_change: Mutex<()>,
+    pub(super) roster: watch::Sender<Roster>,
+    /// The member that says that this node was removed from the cluster.
+    pub(super) removed_by: watch::Sender<Option<String>>,
     pub(super) links: Board,
     pub(super) refusals: Refusals,
     pub(super) registry: Arc<Registry>,
@@ -125,6 +128,8 @@ impl Shared {
             standing: Mutex::new(standing),
             diallers: ArcSwap::default(),
             diallers_change: Mutex::new(()),
+            roster: watch::Sender::default(),
+            removed_by: watch::Sender::default(),
             links: Board::default(),
             refusals: Refusals::default(),
             registry: Arc::default(),
@@ -154,6 +159,28 @@ impl Shared {
         old.renewed.cancel();
     }
 
+    /// Waits until a node is known to have been removed from the cluster; what to object then.
+    pub(super) async fn removed(&self, node: Option<NodeId>) -> Objection {
+        let mut roster = self.roster.subscribe();
+        let is_removed = |roster: &Roster| node.is_some_and(|node| roster.has_removed(node));
+        // Fails only without a sender, which is here.
+        let told = roster.wait_for(is_removed).await.is_ok();
+        match node {
+            Some(node) if told => Objection::Removed(node),
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// A farewell has come on a connection that was let in, so from a member: what it says.
+    pub(super) fn farewell(&self, code: u8, peer: &str, whom: &str) -> Option<Refusal> {
+        let refusal = Refusal::told(code)?;
+        self.told(refusal, peer, whom);
+        if refusal == Refusal::Removed {
+            self.removed_by.send_replace(Some(whom.to_owned()));
+        }
+        Some(refusal)
+    }
+
     /// Counts an objection of this node, and logs it unless that was just done. `peer` is what
     /// remains the same when it comes again, `whom` is for the eye.
     pub(super) fn object(&self, objection: &Objection, peer: &str, whom: &str) {
@@ -172,6 +199,8 @@ impl Shared {
     pub(super) fn told(&self, refusal: Refusal, peer: &str, whom: &str) {
         match self.refusals.note(refusal, peer, Instant::now()) {
             true if refusal == Refusal::NotMember => debug!("not yet known to {whom}: {refusal}"),
+            // Whoever watches for it says so, once.
+            true if refusal == Refusal::Removed => debug!("{whom}: {refusal}"),
             true => warn!(reason = refusal.name(), "{whom} refuses this node: {refusal}"),
             false => {}
         }

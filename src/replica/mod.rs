@@ -23,7 +23,7 @@ use crate::shard::{
     Refused, Request, Settled, Shard, Staged,
 };
 use crate::store::{self, Budget, Lookup, View};
-use crate::topology::{Configuration, Seat};
+use crate::topology::{Configuration, NodeId, Seat};
 use crate::wal::{self, FRAME_BYTES_MAX, Lsn};
 
 pub use persist::{Copies, CopyFile, SnapshotError};
@@ -193,6 +193,7 @@ impl Replica {
             holds: written.is_none_or(|version| slot.shard.holds_write(key, version)),
             leads: slot.shard.is_active(),
             level: slot.shard.is_level(),
+            away_since: slot.shard.away_since(),
         })
     }
 
@@ -334,6 +335,38 @@ impl Replica {
             .try_for_each(|id| self.with(id, work, |shard, out| shard.tick(now, out)))
     }
 
+    /// The process stood still from one moment to the other, so that others may have gone on without
+    /// it: no copy counts as level until it has asked ([`Shard::was_away`]).
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn was_away(
+        &self,
+        span: (Timestamp, Timestamp),
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        self.placement()
+            .shards()
+            .try_for_each(|id| self.with(id, work, |shard, out| shard.was_away(span, out)))
+    }
+
+    /// A node was out of touch from one moment to the other, so that others may have gone on: the
+    /// copies that hang on it count as level when they have asked ([`Shard::was_apart`]).
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub fn was_apart(
+        &self,
+        from: NodeId,
+        in_touch: &dyn Fn(NodeId) -> bool,
+        span: (Timestamp, Timestamp),
+        work: &mut Work,
+    ) -> Result<(), wal::Error> {
+        self.placement().shards().try_for_each(|id| {
+            self.with(id, work, |shard, out| shard.was_apart(from, in_touch, span, out))
+        })
+    }
+
     /// Settles what was logged, as the log's mode has it, and tells the shards; what may be said
     /// then is among the work's messages, and what comes of that is settled too. In the modes `off`
     /// and `async` it never suspends.
@@ -387,6 +420,12 @@ impl Replica {
     /// Whether clients may be shown this node's copy of a shard.
     pub fn is_readable(&self, shard: ShardId) -> bool {
         self.copies.of(shard).shard.is_readable()
+    }
+
+    /// Whether this node's copy of a shard is not known to be old; else since when, if that is known.
+    pub fn is_level(&self, shard: ShardId) -> Result<(), Option<Timestamp>> {
+        let slot = self.copies.of(shard);
+        if slot.shard.is_level() { Ok(()) } else { Err(slot.shard.away_since()) }
     }
 
     /// Whether this node's copy of a shard orders and answers.
@@ -538,6 +577,8 @@ pub struct Seen {
     pub leads: bool,
     /// Whether it is not known to be old.
     pub level: bool,
+    /// Where it is not, because this process stood still: since when.
+    pub away_since: Option<Timestamp>,
 }
 
 /// Refuses what the log could not hold.

@@ -7,7 +7,6 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -29,6 +28,7 @@ use super::data::{self, Data};
 use super::newborn::{self, Born, Nursery};
 use super::node::Node;
 use super::peers::{PeerCarrier, Peers, consensus_call};
+use super::ways::Ways;
 
 /// Shards whose copying may be under way to one node, in rounds of some shards each.
 const MOVES_PER_NODE_MAX: usize = 2;
@@ -87,7 +87,15 @@ pub(super) async fn bring_up(
     .context("cannot serve other nodes")?;
     let transport = Arc::new(transport);
     let (dead, dead_seen) = watch::channel(Arc::default());
-    let part = Part { config, transport: &transport, peers: &peers, dead: dead_seen, node: &node };
+    let ways = Ways::new(transport.clone(), node.metrics.clone());
+    let part = Part {
+        config,
+        transport: &transport,
+        ways: &ways,
+        peers: &peers,
+        dead: dead_seen,
+        node: &node,
+    };
     let (home, me, early) = part.settle_membership(home, &about).await?;
 
     let data = {
@@ -109,8 +117,7 @@ pub(super) async fn bring_up(
         Some(consensus) => consensus,
         None => part.open_consensus(me, false).await?,
     };
-    let whole = Arc::new(AtomicBool::new(true));
-    let carrier = Arc::new(PeerCarrier::new(transport.clone(), whole.clone()));
+    let carrier = Arc::new(PeerCarrier(ways.clone()));
     let shelf =
         Shelf { disk: Arc::new(Os), dir: config.data_dir.clone(), cluster_id: data.cluster_id };
     let replication = Replication::new(data.replica.clone(), carrier, shelf, node.metrics.clone());
@@ -119,13 +126,13 @@ pub(super) async fn bring_up(
         me,
         about,
         transport,
+        ways,
         gossip,
         consensus,
         replication: replication.clone(),
         metrics: node.metrics.clone(),
         settings: settings(config),
         dead,
-        whole,
     });
     // Only this start sets it.
     let _ = peers.cluster.set(Arc::downgrade(&cluster));
@@ -137,6 +144,7 @@ pub(super) async fn bring_up(
 struct Part<'a> {
     config: &'a Config,
     transport: &'a Arc<Transport>,
+    ways: &'a Arc<Ways>,
     peers: &'a Arc<Peers>,
     dead: watch::Receiver<Arc<std::collections::BTreeSet<NodeId>>>,
     node: &'a Arc<Node>,
@@ -213,7 +221,7 @@ impl Part<'_> {
 
     async fn open_consensus(&self, me: NodeId, may_be_new: bool) -> anyhow::Result<Consensus> {
         let config = consensus::Config { may_be_new, ..consensus::Config::new(self.dead.clone()) };
-        let call = consensus_call(self.transport);
+        let call = consensus_call(self.ways);
         let path = self.topology_file();
         Ok(Consensus::open(&path, me, &self.config.node_id, call, config).await?)
     }
@@ -322,6 +330,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         },
         write_copies: config.write_copies(),
         seeds: config.addrs.iter().map(ToString::to_string).collect(),
+        suspect_timeout: config.suspect_timeout,
     }
 }
 

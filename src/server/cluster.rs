@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,15 +21,18 @@ use crate::consensus::Consensus;
 use crate::controller::{self, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
 use crate::metrics::Metrics;
-use crate::ops::ActionError;
-use crate::peer::{self, Down, Identity, Refusal, State, Transport};
+use crate::peer::{self, Identity, Transport};
 use crate::replication::Replication;
 use crate::topology::{Announcement, Command, Copies, Member, NodeId, Outcome, Standing, Topology};
-use crate::wire::{self, Kind};
+use crate::wire;
 
 use super::control;
+use super::inquiry;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
+use super::udp;
+use super::ways::{self, Ways};
+use super::whereabouts;
 
 /// How long a command may take until it is asked for again.
 pub(super) const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,14 +43,15 @@ const COMMAND_PAUSE: Duration = Duration::from_millis(500);
 /// How long others are given to take over what this node leads, before it stops.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a newborn that sits at a member's address is told of its cluster.
-const TELL_NEWBORN_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked at who seems dead, besides when something changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The parts of a member.
 pub(super) struct Cluster {
     pub(super) me: NodeId,
     about: Announcement,
     transport: Arc<Transport>,
+    ways: Arc<Ways>,
     gossip: Gossip,
     consensus: Consensus,
     replication: Arc<Replication>,
@@ -55,6 +59,12 @@ pub(super) struct Cluster {
     began: Instant,
     /// The last report of each node, this one's included.
     reports: Mutex<BTreeMap<NodeId, Arc<Report>>>,
+    /// What the last inquiry after each silent node came to.
+    pub(super) inquiries: Mutex<BTreeMap<NodeId, inquiry::Asked>>,
+    /// The members that are connected and whose datagrams do not come in.
+    pub(super) unheard: watch::Sender<BTreeSet<NodeId>>,
+    /// The members that no way leads to.
+    lost: Mutex<BTreeSet<NodeId>>,
     /// Something happened that should be reported, or acted on, at once.
     pub(super) evidence: Notify,
     settings: Mutex<Settings>,
@@ -70,6 +80,7 @@ pub(super) struct Settings {
     pub(super) controller: controller::Settings,
     pub(super) write_copies: u32,
     pub(super) seeds: Vec<String>,
+    pub(super) suspect_timeout: Duration,
 }
 
 /// What a member is made of.
@@ -77,14 +88,13 @@ pub(super) struct Parts {
     pub(super) me: NodeId,
     pub(super) about: Announcement,
     pub(super) transport: Arc<Transport>,
+    pub(super) ways: Arc<Ways>,
     pub(super) gossip: Gossip,
     pub(super) consensus: Consensus,
     pub(super) replication: Arc<Replication>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) dead: watch::Sender<Arc<BTreeSet<NodeId>>>,
-    /// Whether no link is down.
-    pub(super) whole: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -94,12 +104,16 @@ impl Cluster {
             me: parts.me,
             about: parts.about,
             transport: parts.transport,
+            ways: parts.ways,
             gossip: parts.gossip,
             consensus: parts.consensus,
             replication: parts.replication,
             metrics: parts.metrics,
             began: Instant::now(),
             reports: Mutex::default(),
+            inquiries: Mutex::default(),
+            unheard: watch::Sender::default(),
+            lost: Mutex::default(),
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
             goes: AtomicBool::new(false),
@@ -109,11 +123,14 @@ impl Cluster {
         cluster.run(enter(cluster.clone()));
         cluster.run(follow_topology(cluster.clone()));
         cluster.run(follow_gossip(cluster.clone(), parts.dead));
-        cluster.run(follow_links(cluster.clone(), parts.whole));
-        cluster.run(tell_newborns(cluster.clone()));
+        cluster.run(ways::follow_links(cluster.clone()));
+        cluster.run(whereabouts::follow(cluster.clone()));
+        cluster.run(whereabouts::tell_newborns(cluster.clone()));
         cluster.run(control::report(cluster.clone()));
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
+        cluster.run(udp::watch(cluster.clone()));
+        cluster.run(cluster.replication.clone().stay_in_touch(cluster.topology()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.
@@ -121,7 +138,8 @@ impl Cluster {
         cluster
     }
 
-    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task that ends with this node's part in the cluster.
+    pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled(task).await;
@@ -136,8 +154,16 @@ impl Cluster {
         &self.consensus
     }
 
+    pub(super) fn gossip(&self) -> &Gossip {
+        &self.gossip
+    }
+
     pub(super) fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    pub(super) fn ways(&self) -> &Ways {
+        &self.ways
     }
 
     pub(super) fn topology(&self) -> watch::Receiver<Arc<Topology>> {
@@ -162,26 +188,57 @@ impl Cluster {
         self.transport.set_secrets(secrets.clone());
         self.gossip.set_secrets(secrets);
         self.gossip.set_timeouts(timeouts.0, timeouts.1);
-        self.gossip.set_seeds(seeds(&settings, &self.topology_now()));
         *self.settings.lock() = settings;
+        self.renew_seeds();
+    }
+
+    /// Has gossip look for others as configured, and wherever members may be.
+    pub(super) fn renew_seeds(&self) {
+        let members = self.topology_now().members.values().cloned().collect::<Vec<_>>();
+        let mut seeds: BTreeSet<String> = self.settings().seeds.into_iter().collect();
+        for Member { node, about, .. } in members {
+            seeds.extend(self.transport.addresses(node).into_iter().next());
+            seeds.insert(about.peer_addr);
+        }
+        self.gossip.set_seeds(seeds.into_iter().collect());
+    }
+
+    /// Where this node says that it is reached.
+    pub(super) fn own_addr(&self) -> &str {
+        &self.about.peer_addr
     }
 
     /// Another node's report has come.
-    pub(super) fn reported(&self, from: &Identity, body: &[u8]) {
-        let (Some(node), Ok(mut report)) = (from.node, wire::get::<Report>(body)) else { return };
+    pub(super) fn reported(&self, from: NodeId, body: &[u8]) {
+        let Ok(mut report) = wire::get::<Report>(body) else { return };
         report.at = self.now();
-        self.take_report(node, Arc::new(report));
+        self.take_report(from, Arc::new(report));
     }
 
     /// Keeps a report; what it says of broken links may call for action.
     pub(super) fn take_report(&self, node: NodeId, report: Arc<Report>) {
         let old = self.reports.lock().insert(node, report.clone());
+        self.renew_routes();
         let broken = |report: &Report| {
             report.reachable.values().filter(|l| matches!(l, controller::Link::Down { .. })).count()
         };
         if old.is_none_or(|old| broken(&old) != broken(&report)) {
             self.evidence.notify_waiters();
         }
+    }
+
+    /// Finds the routes anew, and has a leader contested to which no way leads any more.
+    pub(super) fn renew_routes(&self) {
+        let topology = self.topology_now();
+        let lost = {
+            let reports = self.reports.lock();
+            self.ways.renew(self.me, &topology, &reports, self.now())
+        };
+        let mut known = self.lost.lock();
+        for node in lost.difference(&known) {
+            self.consensus.elect(*node);
+        }
+        *known = lost;
     }
 
     /// Time on the clock of [`Sight`].
@@ -203,7 +260,11 @@ impl Cluster {
             (*node, controller::Seen { state, since })
         });
         let alive = alive.collect();
-        Sight { now, me: self.me, alive, reports: self.reports.lock().clone() }
+        let reports = self.reports.lock().clone();
+        let asked = self.inquiries.lock();
+        let inquiries = asked.iter().filter_map(|(node, asked)| Some((*node, asked.inquiry?)));
+        let inquiries = inquiries.collect();
+        Sight { now, me: self.me, alive, reports, inquiries }
     }
 
     /// The members that gossip has for alive.
@@ -213,9 +274,35 @@ impl Cluster {
         alive.map(|(node, _)| *node).collect()
     }
 
+    /// Where a member may be: where it was heard to be, as the topology has it, and where seeds are.
+    pub(super) fn addresses_of(&self, node: NodeId) -> Vec<String> {
+        let topology = self.topology_now();
+        let known = topology.members.get(&node).map(|member| member.about.peer_addr.clone());
+        let mut addresses = self.transport.addresses(node);
+        addresses.extend(known);
+        addresses.extend(self.settings().seeds);
+        let mut known = BTreeSet::new();
+        addresses.retain(|addr| known.insert(addr.clone()));
+        addresses
+    }
+
     /// What gossip says of a member.
     pub(super) fn seems(&self, node: NodeId) -> Option<gossip::State> {
         self.gossip.members().borrow().get(&node).map(|seen| seen.state)
+    }
+
+    /// Whether a member answers over TCP, on this node's connection or by way of others.
+    pub(super) fn is_reached(&self, node: NodeId) -> bool {
+        self.ways.silent_for(node).is_none()
+    }
+
+    /// The members that this node is connected with, and whether their datagrams seem lost.
+    pub(super) fn lost_datagrams(&self) -> BTreeMap<NodeId, bool> {
+        let seen = self.gossip.members().borrow().clone();
+        let is_lost = |node: &NodeId| seen.get(node).is_none_or(|seen| !seen.is_heard_here);
+        let links = self.transport.links().borrow().clone();
+        let up = links.iter().filter(|(_, link)| link.is_up());
+        up.map(|(node, _)| (*node, is_lost(node))).collect()
     }
 
     /// Whether every shard keeps its write quorum while this node is stopped.
@@ -240,8 +327,8 @@ impl Cluster {
         .map_err(|needed| needed.to_string())
     }
 
-    /// A node that is no member yet knocks.
-    pub(super) async fn knocked(&self, knock: Knock) -> KnockReply {
+    /// A node that is no member yet knocks, or a member that looks for others.
+    pub(super) async fn knocked(&self, from: &Identity, knock: Knock) -> KnockReply {
         let topology = self.topology_now();
         let Some(cluster) = topology.cluster else { return KnockReply::NotNow };
         match knock {
@@ -256,7 +343,10 @@ impl Cluster {
                 }
             },
             Knock::Join(about) => self.let_in(&topology, about).await,
-            Knock::Member => KnockReply::Noted,
+            Knock::Whereabouts if from.is_member() => {
+                KnockReply::Whereabouts(whereabouts::known(self))
+            }
+            Knock::Member | Knock::Whereabouts => KnockReply::Noted,
         }
     }
 
@@ -286,12 +376,11 @@ impl Cluster {
         }
     }
 
-    fn is_living(&self, member: &Member) -> bool {
+    pub(super) fn is_living(&self, member: &Member) -> bool {
         if member.node == self.me {
             return true;
         }
-        let up = self.transport.links().borrow().get(&member.node).is_some_and(peer::Link::is_up);
-        up && self.seems(member.node).is_none_or(|state| state == gossip::State::Alive)
+        self.is_reached(member.node) && self.seems(member.node) != Some(gossip::State::Left)
     }
 
     /// What the topology should be told of this node, if anything.
@@ -333,51 +422,11 @@ impl Cluster {
         }
     }
 
-    /// Has a member's copies moved away, for it to leave afterwards.
-    pub(super) async fn decommission(&self, name: &str) -> Result<(), ActionError> {
-        let member = self.member(name)?;
-        if self.topology_now().members.len() <= 1 {
-            return Err(ActionError::Conflict(
-                "it is the only member of its cluster, there is no other node to take its shards",
-            ));
-        }
-        let standing = Standing::Decommissioning;
-        self.decide(Command::Stand { node: member.node, standing }, "decommissioning").await
-    }
-
-    /// Ends the membership of a node that is dead, or that was decommissioned.
-    pub(super) async fn remove(&self, name: &str) -> Result<(), ActionError> {
-        let member = self.member(name)?;
-        if self.topology_now().members.len() <= 1 {
-            return Err(ActionError::Conflict(
-                "it is the only member of its cluster, and it is alive",
-            ));
-        }
-        if self.is_living(&member) && member.standing != Standing::Decommissioning {
-            return Err(ActionError::Conflict(
-                "the node is alive: decommission it first, or stop it",
-            ));
-        }
-        self.decide(Command::Remove(member.node), "removing the node").await
-    }
-
-    fn member(&self, name: &str) -> Result<Member, ActionError> {
-        let topology = self.topology_now();
-        topology.member_named(name).cloned().ok_or(ActionError::Unknown { what: "member" })
-    }
-
-    async fn decide(&self, command: Command, what: &'static str) -> Result<(), ActionError> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| ActionError::Failed { what, source };
-        match self.consensus.propose(command, COMMAND_PATIENCE).await {
-            Ok(Outcome::Rejected(rejection)) => Err(failed(rejection.into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(error.into())),
-        }
-    }
-
-    /// Ends this node's part in the cluster.
+    /// Ends this node's part in the cluster. A second call does nothing.
     pub(super) async fn end(&self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
         self.gossip.leave().await;
         self.stop.cancel();
         self.tasks.close();
@@ -385,13 +434,6 @@ impl Cluster {
         self.consensus.shutdown().await;
         self.transport.stop().await;
     }
-}
-
-/// Where gossip looks for others: as configured, and wherever members are.
-pub(super) fn seeds(settings: &Settings, topology: &Topology) -> Vec<String> {
-    let mut seeds: BTreeSet<String> = settings.seeds.iter().cloned().collect();
-    seeds.extend(topology.members.values().map(|member| member.about.peer_addr.clone()));
-    seeds.into_iter().collect()
 }
 
 /// Says that this node is there, as it is now, whenever the topology has it otherwise: after a
@@ -429,7 +471,7 @@ async fn follow_topology(cluster: Arc<Cluster>) {
                 (member.node, peer)
             });
             cluster.transport.set_peers(peers.collect());
-            cluster.gossip.set_seeds(seeds(&cluster.settings(), &now));
+            cluster.transport.set_roster(now.roster());
             cluster.reports.lock().retain(|node, _| now.members.contains_key(node));
         }
         known = now;
@@ -467,14 +509,15 @@ fn tell_changes(known: &Topology, now: &Topology) {
     }
 }
 
-/// Tells consensus who seems dead.
+/// Tells consensus who seems dead: to gossip, and not reached over TCP either.
 async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<NodeId>>>) {
-    let mut members = cluster.gossip.members();
+    let (mut members, mut links) = (cluster.gossip.members(), cluster.transport.links());
     loop {
         let seen = members.borrow_and_update().clone();
+        links.mark_unchanged();
         let gone = seen.iter().filter_map(|(node, seen)| {
-            let gone = matches!(seen.state, gossip::State::Dead | gossip::State::Left);
-            gone.then_some(*node)
+            let silent = matches!(seen.state, gossip::State::Dead | gossip::State::Left);
+            (silent && !cluster.is_reached(*node)).then_some(*node)
         });
         let gone = Arc::new(gone.collect::<BTreeSet<_>>());
         dead.send_if_modified(|known| {
@@ -482,60 +525,17 @@ async fn follow_gossip(cluster: Arc<Cluster>, dead: watch::Sender<Arc<BTreeSet<N
             *known = gone;
             changed
         });
-        cluster.evidence.notify_waiters();
-        if members.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Takes a broken connection for what it may mean: a leader to replace, a report to be made.
-async fn follow_links(cluster: Arc<Cluster>, whole: Arc<AtomicBool>) {
-    let mut links = cluster.transport.links();
-    let mut down: BTreeSet<NodeId> = BTreeSet::new();
-    loop {
-        let now = links.borrow_and_update().clone();
-        let mut still = BTreeSet::new();
-        for (node, link) in now.iter() {
-            let State::Down { why, .. } = link.state else { continue };
-            if why == Down::Untried {
-                continue;
+        let news = tokio::select! {
+            changed = members.changed() => {
+                cluster.evidence.notify_waiters();
+                changed
             }
-            still.insert(*node);
-            if !down.contains(node) {
-                cluster.consensus.elect(*node);
-            }
-        }
-        if down != still {
-            cluster.evidence.notify_waiters();
-        }
-        whole.store(still.is_empty(), Ordering::Relaxed);
-        down = still;
-        if links.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells newborns at members' addresses that they are known: their disks were wiped.
-async fn tell_newborns(cluster: Arc<Cluster>) {
-    let links = cluster.transport.links();
-    let body = wire::to_vec(&Knock::Member);
-    loop {
-        tokio::time::sleep(TELL_NEWBORN_PAUSE).await;
-        let newborn = |link: &peer::Link| {
-            matches!(link.state, State::Down { why: Down::Rejected(Refusal::NotMember), .. })
+            changed = links.changed() => changed,
+            // Who was reached by way of others may be reached no more.
+            () = tokio::time::sleep(LOOK_AGAIN) => Ok(()),
         };
-        let now = links.borrow().clone();
-        for (node, _) in now.iter().filter(|(_, link)| newborn(link)) {
-            let topology = cluster.topology_now();
-            let Some(member) = topology.members.get(node) else { continue };
-            let addr = &member.about.peer_addr;
-            let told =
-                cluster.transport.call_addr(addr, Kind::Knock as u8, &body, TELL_NEWBORN_PAUSE);
-            if let Err(error) = told.await {
-                tracing::debug!(addr, %error, "a newborn could not be told of its cluster");
-            }
+        if news.is_err() {
+            return;
         }
     }
 }

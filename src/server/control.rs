@@ -1,10 +1,13 @@
 //! Reports to the other members, and the controller beside the Raft leader.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::{self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport};
+use crate::controller::{
+    self, Break, Controller, Failure, Link, Note, Report, Role, ShardReport, Transfer,
+};
 use crate::entry::{Position, ShardId};
 use crate::peer::{Down, State};
 use crate::replica::ShardStatus;
@@ -13,6 +16,7 @@ use crate::topology::{Command, NodeId, Outcome, Topology};
 use crate::wire::{self, Kind};
 
 use super::cluster::{COMMAND_PATIENCE, Cluster};
+use super::inquiry;
 
 /// How often the leader is told how this node's shards are, and how often it plans.
 const PACE: Duration = Duration::from_millis(100);
@@ -28,6 +32,9 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
     let leadership = cluster.consensus().leadership();
     let mut turn = 0_u32;
     loop {
+        let mut evidence = pin!(cluster.evidence.notified());
+        // From here on nothing is missed, also while the report is made.
+        evidence.as_mut().enable();
         let report = Arc::new(make_report(&cluster));
         let leader = leadership.borrow().leader;
         let members: Vec<NodeId> = cluster.topology_now().members.keys().copied().collect();
@@ -35,12 +42,11 @@ pub(super) async fn report(cluster: Arc<Cluster>) {
         let bytes = wire::to_vec(&*report);
         for node in members {
             if node != cluster.me && (all || Some(node) == leader) {
-                let put = |into: &mut Vec<u8>| into.extend_from_slice(&bytes);
-                cluster.transport().send(node, Kind::Report as u8, put);
+                cluster.ways().send(node, Kind::Report, |into| into.extend_from_slice(&bytes));
             }
         }
         cluster.take_report(cluster.me, report);
-        let evident = tokio::time::timeout(PACE, cluster.evidence.notified()).await.is_ok();
+        let evident = tokio::time::timeout(PACE, evidence).await.is_ok();
         // What is evident goes to everybody: whoever leads next should know.
         turn = if evident { 0 } else { turn + 1 };
         if evident {
@@ -73,7 +79,7 @@ pub(super) fn make_report(cluster: &Cluster) -> Report {
             .collect(),
         clock_offset_ms: -median,
         hears: cluster.heard_in_gossip(),
-        disk_delay_ms: 0,
+        disk_delay_ms: millis(replica.wal().disk_delay()),
         shards: shards.map(shard_report).collect(),
     }
 }
@@ -88,8 +94,11 @@ fn link_of(state: State) -> Option<Link> {
         Down::Unreachable => Break::Unreachable,
         Down::Rejected(_) => Break::Rejected,
     };
-    let for_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-    Some(Link::Down { why, for_ms })
+    Some(Link::Down { why, for_ms: millis(since.elapsed()) })
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn shard_report(status: ShardStatus) -> ShardReport {
@@ -112,17 +121,26 @@ fn shard_report(status: ShardStatus) -> ShardReport {
 /// Plans, and has done what is planned, as long as this node leads the topology.
 pub(super) async fn control(cluster: Arc<Cluster>) {
     let mut leadership = cluster.consensus().leadership();
+    let mut transfer = Transfer::default();
     loop {
         if leadership.wait_for(|now| now.leads).await.is_err() {
             return;
         }
+        let elected = cluster.now();
         let mut controller = Controller::new();
         let mut failovers = Failovers::default();
         while leadership.borrow().leads {
             let sight = cluster.sight();
             let topology = cluster.topology_now();
             failovers.observe(&cluster, &topology, &sight);
+            let (voters, successors) = cluster.consensus().successors();
+            if let Some(next) = transfer.plan(&sight, elected, &voters, &successors) {
+                let next_name = topology.name(next);
+                tracing::info!("{next_name} is better connected; it is asked to lead the topology");
+                cluster.consensus().hand_over(next).await;
+            }
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);
+            inquiry::begin(&cluster, plan.inquire);
             let mut took_place = true;
             for command in plan.commands {
                 let before = topology.clone();

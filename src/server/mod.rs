@@ -11,13 +11,19 @@ mod bring_up;
 mod cluster;
 mod control;
 mod data;
+mod inquiry;
+mod membership;
 mod newborn;
 mod node;
 mod peers;
 mod pressure;
 mod recover;
+mod removal;
+mod udp;
 mod upkeep;
 mod view;
+mod ways;
+mod whereabouts;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;
@@ -35,7 +41,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::config::{Config, HostPort, Loaded, Sources, TlsClientAuth};
+use crate::config::{Config, HostPort, Loaded, Sources, TlsClientAuth, WhenRemoved};
 use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
@@ -52,6 +58,7 @@ use upkeep::Sweeper;
 
 pub(crate) use data::RING_BYTES_MAX;
 pub use recover::{Recovered, recover};
+pub use removal::Removed;
 
 /// How much more time the service manager is asked for while the data is being loaded.
 const START_EXTENSION: Duration = Duration::from_secs(30);
@@ -61,6 +68,9 @@ const START_PACE: Duration = Duration::from_secs(1);
 
 /// What a stop may take beyond `drain_timeout`, for the log and the clean mark.
 const STOP_EXTENSION: Duration = Duration::from_secs(30);
+
+/// How long what was asked of members is waited for, once this node is none any more.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Runs a node until SIGTERM, SIGINT, or something that it cannot go on after.
 ///
@@ -148,6 +158,8 @@ async fn serve(
         nursery: OnceLock::new(),
         data: OnceLock::new(),
         cluster: OnceLock::new(),
+        removed: OnceLock::new(),
+        was_whole: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         reload_ok: AtomicBool::new(true),
         refusals_told: Mutex::default(),
@@ -196,6 +208,7 @@ async fn serve_data(
     );
 
     let outcome = run_until_end(node, &data, &cluster, signals).await;
+    let orderly = outcome.is_ok();
 
     node.notifier.stopping("stopping");
     node.stopping.store(true, Ordering::Relaxed);
@@ -203,8 +216,10 @@ async fn serve_data(
     node.notifier.extend_timeout(drain_timeout + STOP_EXTENSION);
     let deadline = Instant::now() + drain_timeout;
     let (stop_api, api_task) = api;
-    if outcome.is_ok() {
-        cluster.hand_over().await;
+    if orderly {
+        if node.removed.get().is_none() {
+            cluster.hand_over().await;
+        }
         tracing::info!(?drain_timeout, "stopping: no new connections, requests under way go on");
         let _ = stop_api.send(deadline);
         let cut = api_task.await.context("serving clients panicked")?;
@@ -217,8 +232,11 @@ async fn serve_data(
     watchdog.inspect(|task| task.abort());
     drop(sweeper);
     cluster.end().await;
-    let closed = data::close(data, outcome.is_ok(), deadline).await;
-    outcome.and(closed)
+    data::close(data, orderly, deadline).await?;
+    match (outcome?, node.removed.get()) {
+        (End::Removed, Some(removed)) => Err(removed.clone().into()),
+        _ => Ok(()),
+    }
 }
 
 /// Brings the node up. `None` if it was told to stop meanwhile.
@@ -250,21 +268,39 @@ async fn come_up(
     Ok(Some((data, cluster)))
 }
 
-/// Reloads when told to, until told to stop, or until the log or the topology fails.
+/// Why a node ends in order.
+enum End {
+    Told,
+    Removed,
+}
+
+/// Reloads when told to, until told to stop, until it was removed from its cluster and is to end
+/// then, or until the log or the topology fails.
 async fn run_until_end(
     node: &Node,
     data: &Data,
     cluster: &Cluster,
     signals: &mut Signals,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<End> {
+    let data_dir = node.config().config.data_dir.clone();
+    let removal = removal::removal(cluster, data_dir);
+    tokio::pin!(removal);
     let mut failure = data.replica.wal().failure();
     let mut topology_failure = cluster.consensus().failure();
     loop {
+        if node.removed.get().is_some() && node.config().config.when_removed == WhenRemoved::Exit {
+            return Ok(End::Removed);
+        }
         tokio::select! {
             signal = signals.next() => match signal {
-                Told::Stop => return Ok(()),
+                Told::Stop => return Ok(End::Told),
                 Told::Reload => drop(node.reload_now().await),
             },
+            removed = &mut removal, if node.removed.get().is_none() => {
+                node.was_removed(removed);
+                tokio::time::sleep(LAST_ANSWERS).await;
+                cluster.end().await;
+            }
             // Fails only when the log is gone, which `data` keeps.
             Ok(failed) = failure.wait_for(Option::is_some) => {
                 let error = failed.clone().context("the log failed without saying why")?;

@@ -83,7 +83,7 @@ impl Nursery {
                 }
                 KnockReply::Noted
             }
-            Knock::Join(_) => KnockReply::NotNow,
+            Knock::Join(_) | Knock::Whereabouts => KnockReply::NotNow,
         };
         self.heard.notify_one();
         reply

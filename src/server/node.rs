@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -22,6 +22,7 @@ use super::apply_live;
 use super::cluster::Cluster;
 use super::data::{Data, LoadProgress};
 use super::newborn::Nursery;
+use super::removal::Removed;
 use super::view::ClusterView;
 
 /// All that one running node consists of.
@@ -42,6 +43,10 @@ pub(super) struct Node {
     pub(super) data: OnceLock<Arc<Data>>,
     /// Empty until this node takes part in its cluster.
     pub(super) cluster: OnceLock<Arc<Cluster>>,
+    /// Set when this node was removed from its cluster.
+    pub(super) removed: OnceLock<Removed>,
+    /// All shards were served, and all copies here level, at some moment since the start.
+    pub(super) was_whole: AtomicBool,
     /// The process was told to stop.
     pub(super) stopping: AtomicBool,
     pub(super) reload_ok: AtomicBool,
@@ -66,12 +71,31 @@ impl Node {
         }
     }
 
+    /// Takes to heart that it was removed from its cluster: serves nobody from now on.
+    pub(super) fn was_removed(&self, removed: Removed) {
+        self.coordinator.strike_off();
+        tracing::error!("{removed}");
+        self.notifier.status("removed from its cluster; serves nobody");
+        let _ = self.removed.set(removed);
+    }
+
+    /// The cluster as this node sees it, as long as it is a member.
+    fn view(&self) -> Option<ClusterView<'_>> {
+        let cluster = self.cluster.get().filter(|_| self.removed.get().is_none());
+        cluster.map(|cluster| ClusterView::of(cluster))
+    }
+
     /// Whether it knows who has which shard, if only as of its last run.
     fn knows_topology(&self) -> bool {
         self.cluster.get().is_some_and(|cluster| cluster.topology_now().cluster.is_some())
     }
 
     fn cluster(&self) -> Result<&Arc<Cluster>, ActionError> {
+        if self.removed.get().is_some() {
+            return Err(ActionError::Conflict(
+                "this node was removed from the cluster: ask a member",
+            ));
+        }
         self.cluster.get().ok_or(ActionError::Conflict(
             "the node is still starting; ask again when /ready answers 200",
         ))
@@ -81,6 +105,23 @@ impl Node {
         self.data.get().ok_or(ActionError::Conflict(
             "the node is still loading its data; ask again when /ready answers 200",
         ))
+    }
+
+    fn phase(&self) -> ops::Phase {
+        if let Some(removed) = self.removed.get() {
+            return ops::Phase::Removed { why: removed.to_string() };
+        }
+        match self.coordinator.phase() {
+            _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
+            coordinator::Phase::Starting => ops::Phase::Starting { progress: self.progress() },
+            // Until then requests are held.
+            coordinator::Phase::Serving if !self.knows_topology() => ops::Phase::Starting {
+                progress: "waiting to be told who has which shard".to_owned(),
+            },
+            coordinator::Phase::Serving => ops::Phase::Serving,
+            // Struck off a moment ago, its reason not noted yet.
+            coordinator::Phase::Draining | coordinator::Phase::Removed => ops::Phase::Draining,
+        }
     }
 
     fn readings(&self, config: &Loaded) -> Readings {
@@ -106,13 +147,19 @@ impl Node {
             readings.cache_items = budget.items();
             readings.cache_max_bytes = budget.limit();
             readings.wal_bytes = data.replica.wal().bytes();
+            readings.disk_delay = data.replica.wal().disk_delay();
             if let Some(last) = data.last_snapshot() {
                 readings.snapshot_duration = Some(last.took);
                 readings.snapshot_finished_at = Some(last.finished_at);
             }
         }
+        if self.removed.get().is_some() {
+            (readings.cluster_members, readings.cluster_members_expected) = (0, 0);
+        }
+        if let Some(view) = self.view() {
+            view.fill(&mut readings);
+        }
         if let Some(cluster) = self.cluster.get() {
-            ClusterView::of(cluster).fill(&mut readings);
             self.count_refusals(cluster);
         }
         readings
@@ -214,18 +261,14 @@ impl ops::Node for Node {
     fn status(&self) -> ops::Status {
         let loaded = self.config();
         let config = &loaded.config;
-        let phase = match self.coordinator.phase() {
-            _ if self.stopping.load(Ordering::Relaxed) => ops::Phase::Draining,
-            coordinator::Phase::Starting => ops::Phase::Starting { progress: self.progress() },
-            // Until then requests are held.
-            coordinator::Phase::Serving if !self.knows_topology() => ops::Phase::Starting {
-                progress: "waiting to be told who has which shard".to_owned(),
-            },
-            coordinator::Phase::Serving => ops::Phase::Serving,
-            coordinator::Phase::Draining => ops::Phase::Draining,
-        };
         let data = self.data.get();
-        let view = self.cluster.get().map(|cluster| ClusterView::of(cluster));
+        let view = self.view();
+        let (phase, readings) = (self.phase(), self.readings(&loaded));
+        let (copies_behind, copies_coming) =
+            view.as_ref().map_or((0, 0), ClusterView::copies_behind);
+        if phase == ops::Phase::Serving && copies_behind == 0 && readings.shards.unavailable == 0 {
+            self.was_whole.store(true, Ordering::Relaxed);
+        }
         ops::Status {
             phase,
             cluster_id: data.map(|data| format!("{:032x}", data.cluster_id)),
@@ -239,21 +282,29 @@ impl ops::Node for Node {
             wal: ops::Wal {
                 mode: super::wal_mode(config).name(),
                 segments: data.map_or(0, |data| data.replica.wal().segments().len() as u64),
+                failed: data.is_some_and(|data| data.replica.wal().failure().borrow().is_some()),
             },
             members: view.as_ref().map_or_else(Vec::new, ClusterView::members),
             leader: view.as_ref().and_then(ClusterView::leader),
-            copies_catching_up: view.as_ref().map_or(0, ClusterView::copies_catching_up),
+            leaderless_for: view.as_ref().and_then(ClusterView::leaderless_for),
+            copies_behind,
+            copies_coming,
+            serving_for: self.cluster.get().map_or(Duration::ZERO, |cluster| cluster.now()),
+            was_whole: self.was_whole.load(Ordering::Relaxed),
+            lost_udp: view.as_ref().map_or_else(Vec::new, ClusterView::lost_udp),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
-            readings: self.readings(&loaded),
+            readings,
         }
     }
 
     fn shards(&self) -> Vec<ops::Shard> {
-        self.cluster.get().map_or_else(Vec::new, |cluster| ClusterView::of(cluster).shards())
+        self.view().map_or_else(Vec::new, |view| view.shards())
     }
 
     fn stoppable(&self) -> Result<(), String> {
         match self.cluster.get() {
+            // Nobody needs it.
+            Some(_) if self.removed.get().is_some() => Ok(()),
             Some(cluster) => cluster.stoppable(),
             None => Err("the node is still starting".to_owned()),
         }
@@ -261,6 +312,10 @@ impl ops::Node for Node {
 
     async fn decommission(&self, name: &str) -> Result<(), ActionError> {
         self.cluster()?.decommission(name).await
+    }
+
+    async fn recommission(&self, name: &str) -> Result<(), ActionError> {
+        self.cluster()?.recommission(name).await
     }
 
     async fn remove(&self, name: &str) -> Result<(), ActionError> {

@@ -1,31 +1,28 @@
 //! What other nodes send to port 7701, handed to whom it is for; and the way back to them.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use crate::consensus;
 use crate::coordinator::Coordinator;
-use crate::peer::{self, Identity, Link, State, Transport};
+use crate::peer::{self, Identity};
 use crate::replication::{Call, CallError, Carrier};
 use crate::shard::Envelope;
 use crate::topology::{Announcement, Cluster, NodeId};
-use crate::wire::{self, Kind};
+use crate::wire::{self, Kind, Relay, Relayed};
 
 use super::cluster;
+use super::inquiry;
 use super::newborn::Nursery;
 use super::pressure;
+use super::ways::Ways;
 
-/// A node that is no member's peer counts as silent for so long.
-const NEVER_HEARD: Duration = Duration::from_secs(3600);
-
-/// What a node says over a connection of its own, before it is a member, or to one that is none.
+/// What a node says over a connection of its own: before it is a member, to one that is none, or to
+/// one that it has not found yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Knock {
     /// A newborn knocks: [`crate::birth::Newborn`], encoded.
@@ -34,6 +31,8 @@ pub(super) enum Knock {
     Join(Announcement),
     /// A member tells a newborn that its cluster knows the newborn's name.
     Member,
+    /// A member asks where others are.
+    Whereabouts,
 }
 
 /// The answer to a [`Knock`].
@@ -54,6 +53,8 @@ pub(super) enum KnockReply {
     NotNow,
     /// Heard.
     Noted,
+    /// Where each member is reached that this one is connected with, and this one itself.
+    Whereabouts(Vec<(NodeId, String)>),
 }
 
 /// Hands over what other nodes send.
@@ -77,7 +78,7 @@ impl Peers {
     async fn knocked(&self, from: &Identity, body: &[u8]) -> KnockReply {
         let Ok(knock) = wire::get::<Knock>(body) else { return KnockReply::NotNow };
         if let Some(cluster) = self.cluster() {
-            return cluster.knocked(knock).await;
+            return cluster.knocked(from, knock).await;
         }
         match self.nursery.get() {
             Some(nursery) => nursery.knocked(from, knock),
@@ -88,20 +89,21 @@ impl Peers {
 
 impl peer::Handler for Peers {
     fn frames(&self, from: &Identity, frames: &mut dyn Iterator<Item = (u8, Bytes)>) {
-        let Some(cluster) = self.cluster() else { return };
+        let (Some(cluster), Some(sender)) = (self.cluster(), from.node) else { return };
+        cluster.ways().heard(sender);
         let mut envelopes: Vec<Envelope> = Vec::new();
         for (kind, body) in frames {
             match Kind::from_byte(kind) {
-                Some(Kind::Shard) => match wire::get_envelope(&body) {
-                    Ok(envelope) if Some(envelope.from.node) == from.node => {
-                        envelopes.push(envelope);
+                Some(Kind::Relay) => match passed_here(&cluster, &body) {
+                    Some((relay, kind, body)) if relay.to == cluster.me => {
+                        cluster.ways().heard(relay.origin);
+                        take(&cluster, relay.origin, kind, &body, &mut envelopes);
                     }
-                    Ok(_) => tracing::debug!(from = from.name, "a message in another's name"),
-                    Err(error) => tracing::debug!(from = from.name, %error, "message dropped"),
+                    Some((relay, _, body)) => cluster.ways().pass_on(&relay, &body),
+                    None => {}
                 },
-                Some(Kind::Report) => cluster.reported(from, &body),
-                Some(Kind::Pressure) if from.is_member() => pressure::relieve(&cluster, &body),
-                _ => tracing::debug!(from = from.name, kind, "an unknown kind of message"),
+                Some(kind) => take(&cluster, sender, kind, &body, &mut envelopes),
+                None => tracing::debug!(from = from.name, kind, "an unknown kind of message"),
             }
         }
         // A log that has failed says so to the server, which then stops.
@@ -109,51 +111,95 @@ impl peer::Handler for Peers {
     }
 
     async fn request(&self, from: &Identity, kind: u8, body: Bytes) -> Bytes {
-        let reply = match Kind::from_byte(kind) {
-            Some(Kind::Client) if from.is_member() => match wire::get_ask(&body) {
-                Ok(ask) => wire::to_vec(&self.coordinator.answer(ask).await),
+        match Kind::from_byte(kind) {
+            Some(Kind::Knock) => wire::to_vec(&self.knocked(from, &body).await).into(),
+            Some(_) if !from.is_member() => Bytes::new(),
+            Some(Kind::Relay) => match self.cluster() {
+                Some(cluster) => self.passed(&cluster, &body).await.encode(),
+                None => Relayed::NotSent.encode(),
+            },
+            Some(kind) => self.answer(kind, body).await,
+            None => Bytes::new(),
+        }
+    }
+}
+
+impl Peers {
+    /// Answers what a member asks.
+    async fn answer(&self, kind: Kind, body: Bytes) -> Bytes {
+        match kind {
+            Kind::Client => match wire::get_ask(&body) {
+                Ok(ask) => wire::to_vec(&self.coordinator.answer(ask).await).into(),
                 Err(error) => {
-                    tracing::debug!(from = from.name, %error, "a question that makes no sense");
-                    Vec::new()
+                    tracing::debug!(%error, "a question that makes no sense");
+                    Bytes::new()
                 }
             },
-            Some(Kind::Consensus) if from.is_member() => match self.cluster() {
-                Some(cluster) => return cluster.consensus().handle(body).await,
-                None => Vec::new(),
+            Kind::Consensus => match self.cluster() {
+                Some(cluster) => cluster.consensus().handle(body).await,
+                None => Bytes::new(),
             },
-            Some(Kind::Knock) => wire::to_vec(&self.knocked(from, &body).await),
-            _ => Vec::new(),
-        };
-        Bytes::from(reply)
+            Kind::Inquiry => match self.cluster() {
+                Some(cluster) => inquiry::answer(&cluster, &body).await.into(),
+                None => Bytes::new(),
+            },
+            _ => Bytes::new(),
+        }
+    }
+
+    /// A request has come by way of a member: for this node, or to be passed on.
+    async fn passed(&self, cluster: &cluster::Cluster, body: &Bytes) -> Relayed {
+        match passed_here(cluster, body) {
+            Some((relay, kind, body)) if relay.to == cluster.me => {
+                Relayed::Answer(self.answer(kind, body).await)
+            }
+            Some((relay, _, body)) => cluster.ways().pass_on_request(&relay, &body).await,
+            None => Relayed::NotSent,
+        }
     }
 }
 
-/// The way to the other members.
+/// Reads what came by way of a member, if another member said it.
+fn passed_here(cluster: &cluster::Cluster, body: &Bytes) -> Option<(Relay, Kind, Bytes)> {
+    let passed = wire::get_relay(body);
+    let passed = passed.inspect_err(|error| tracing::debug!(%error, "a relay is dropped")).ok()?;
+    let origin = passed.0.origin;
+    let is_other = origin != cluster.me && cluster.topology_now().members.contains_key(&origin);
+    is_other.then_some(passed)
+}
+
+/// Takes a message of a member; those of shards are gathered.
+fn take(
+    cluster: &cluster::Cluster,
+    from: NodeId,
+    kind: Kind,
+    body: &[u8],
+    envelopes: &mut Vec<Envelope>,
+) {
+    match kind {
+        Kind::Shard => match wire::get_envelope(body) {
+            Ok(envelope) if envelope.from.node == from => envelopes.push(envelope),
+            Ok(_) => tracing::debug!(%from, "a message in another's name"),
+            Err(error) => tracing::debug!(%from, %error, "message dropped"),
+        },
+        Kind::Report => cluster.reported(from, body),
+        Kind::Pressure => pressure::relieve(cluster, body),
+        _ => tracing::debug!(%from, ?kind, "a message of a kind that asks for an answer"),
+    }
+}
+
+/// The way to the other members, as the shards' messages and clients' requests take it.
 #[derive(Debug)]
-pub(super) struct PeerCarrier {
-    transport: Arc<Transport>,
-    links: watch::Receiver<Arc<BTreeMap<NodeId, Link>>>,
-    /// Whether no link is down; kept up to date by the cluster.
-    whole: Arc<AtomicBool>,
-}
-
-impl PeerCarrier {
-    pub(super) fn new(transport: Arc<Transport>, whole: Arc<AtomicBool>) -> Self {
-        let links = transport.links();
-        Self { transport, links, whole }
-    }
-}
+pub(super) struct PeerCarrier(pub(super) Arc<Ways>);
 
 impl Carrier for PeerCarrier {
     fn send(&self, envelope: &Envelope) {
-        let put = |into: &mut Vec<u8>| wire::put(envelope, into);
-        self.transport.send(envelope.to.node, Kind::Shard as u8, put);
+        self.0.send(envelope.to.node, Kind::Shard, |into| wire::put(envelope, into));
     }
 
     fn call(&self, to: NodeId, ask: Vec<u8>, timeout: Duration) -> Call<'_> {
         Box::pin(async move {
-            let put = |into: &mut Vec<u8>| into.extend_from_slice(&ask);
-            let answer = self.transport.call(to, Kind::Client as u8, put, timeout).await;
+            let answer = self.0.call(to, Kind::Client, &ask, timeout).await;
             answer.map_err(|error| match error {
                 peer::CallError::NotSent => CallError::NotSent,
                 peer::CallError::Lost | peer::CallError::TimedOut => CallError::Lost,
@@ -162,26 +208,21 @@ impl Carrier for PeerCarrier {
     }
 
     fn is_whole(&self) -> bool {
-        self.whole.load(Ordering::Relaxed)
+        self.0.is_whole()
     }
 
     fn silent_for(&self, node: NodeId) -> Option<Duration> {
-        match self.links.borrow().get(&node).map(|link| link.state) {
-            Some(State::Up) => None,
-            Some(State::Down { since, .. }) => Some(Instant::now() - since),
-            None => Some(NEVER_HEARD),
-        }
+        self.0.silent_for(node)
     }
 }
 
 /// How consensus reaches other members.
-pub(super) fn consensus_call(transport: &Arc<Transport>) -> consensus::Call {
-    let transport = transport.clone();
+pub(super) fn consensus_call(ways: &Arc<Ways>) -> consensus::Call {
+    let ways = ways.clone();
     Arc::new(move |to, _addr, body, timeout| {
-        let transport = transport.clone();
+        let ways = ways.clone();
         async move {
-            let put = |into: &mut Vec<u8>| into.extend_from_slice(&body);
-            let answer = transport.call(to, Kind::Consensus as u8, put, timeout).await;
+            let answer = ways.call(to, Kind::Consensus, &body, timeout).await;
             answer.map_err(|error| match error {
                 peer::CallError::NotSent => consensus::CallError::NotSent,
                 peer::CallError::Lost => consensus::CallError::Lost,

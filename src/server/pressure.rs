@@ -34,8 +34,7 @@ pub(super) async fn press(cluster: Arc<Cluster>) {
         for (node, part) in parts(&cluster, excess) {
             if node != cluster.me {
                 let bytes = wire::to_vec(&part.min(ASK_BYTES_MAX));
-                let put = |into: &mut Vec<u8>| into.extend_from_slice(&bytes);
-                cluster.transport().send(node, Kind::Pressure as u8, put);
+                cluster.ways().send(node, Kind::Pressure, |into| into.extend_from_slice(&bytes));
             }
         }
     }

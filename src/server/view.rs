@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::consensus::Leadership;
 use crate::controller::{self, ShardState, Sight};
 use crate::entry::ShardId;
 use crate::gossip;
@@ -13,6 +15,7 @@ use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
 
 use super::cluster::Cluster;
 use super::control;
+use super::udp;
 
 /// One moment of the cluster.
 pub(super) struct ClusterView<'a> {
@@ -20,7 +23,7 @@ pub(super) struct ClusterView<'a> {
     topology: Arc<Topology>,
     sight: Sight,
     states: Vec<ShardState>,
-    leader: Option<NodeId>,
+    leadership: Leadership,
 }
 
 impl<'a> ClusterView<'a> {
@@ -30,8 +33,8 @@ impl<'a> ClusterView<'a> {
         // Of itself it need not remember what it last told.
         sight.reports.insert(cluster.me, Arc::new(control::make_report(cluster)));
         let states = controller::shard_states(&topology, &sight, &cluster.settings().controller);
-        let leader = cluster.consensus().leadership().borrow().leader;
-        Self { cluster, topology, sight, states, leader }
+        let leadership = cluster.consensus().leadership().borrow().clone();
+        Self { cluster, topology, sight, states, leadership }
     }
 
     /// The topology's revision.
@@ -40,7 +43,12 @@ impl<'a> ClusterView<'a> {
     }
 
     pub(super) fn leader(&self) -> Option<String> {
-        self.leader.map(|node| self.topology.name(node))
+        self.leadership.leader.map(|node| self.topology.name(node))
+    }
+
+    /// For how long nobody has led the topology, if nobody does.
+    pub(super) fn leaderless_for(&self) -> Option<Duration> {
+        self.leadership.leader.is_none().then(|| self.leadership.since.elapsed())
     }
 
     pub(super) fn members(&self) -> Vec<ops::Member> {
@@ -66,25 +74,39 @@ impl<'a> ClusterView<'a> {
                 version: about.version.clone(),
                 shards,
                 primaries,
-                leader: self.leader == Some(member.node),
+                leader: self.leadership.leader == Some(member.node),
             }
         };
         self.topology.members.values().map(member).collect()
     }
 
     fn status(&self, member: &Member) -> ops::MemberStatus {
-        let seems = self.cluster.seems(member.node);
+        let stays = member.standing == Standing::Member;
+        let seems = match self.cluster.seems(member.node) {
+            // Who answers over TCP lives, whether its datagrams come in or not.
+            _ if self.reaches(member.node) => Some(gossip::State::Alive),
+            seems => seems,
+        };
         match seems {
-            _ if member.node == self.cluster.me && member.standing == Standing::Member => {
-                ops::MemberStatus::Alive
-            }
             Some(gossip::State::Suspect) => ops::MemberStatus::Suspect,
             Some(gossip::State::Dead) => ops::MemberStatus::Dead,
             Some(gossip::State::Left) => ops::MemberStatus::Leaving,
-            _ if member.standing != Standing::Member => ops::MemberStatus::Leaving,
+            _ if !stays => ops::MemberStatus::Leaving,
             Some(gossip::State::Alive) => ops::MemberStatus::Alive,
             None => ops::MemberStatus::Joining,
         }
+    }
+
+    /// Whether it is this node, or one that answers over TCP.
+    fn reaches(&self, node: NodeId) -> bool {
+        node == self.cluster.me || self.cluster.is_reached(node)
+    }
+
+    /// What is wrong with UDP from other members, for each.
+    pub(super) fn lost_udp(&self) -> Vec<String> {
+        let unheard = self.cluster.unheard.borrow();
+        let members = unheard.iter().filter_map(|node| self.topology.members.get(node));
+        members.map(|member| udp::in_words(&member.about)).collect()
     }
 
     pub(super) fn shards(&self) -> Vec<ops::Shard> {
@@ -122,15 +144,21 @@ impl<'a> ClusterView<'a> {
         }
     }
 
-    /// Copies on this node that vote, or shall, and are behind.
-    pub(super) fn copies_catching_up(&self) -> u64 {
+    /// Copies on this node that vote, or shall, and are behind; and those of them whose shards are
+    /// served.
+    pub(super) fn copies_behind(&self) -> (u64, u64) {
         let replica = self.cluster.replication().replica();
         let me = replica.me();
-        let behind = replica.status().into_iter().filter(|status| {
+        let (mut behind, mut coming) = (0, 0);
+        for status in replica.status() {
             let votes = self.topology.shard(status.shard).is_some_and(|c| c.is_voter(me));
-            votes && !status.level
-        });
-        behind.count() as u64
+            if votes && !status.level {
+                let state = self.states.get(usize::from(status.shard.0));
+                behind += 1;
+                coming += u64::from(state.is_some_and(|state| *state != ShardState::Unavailable));
+            }
+        }
+        (behind, coming)
     }
 
     /// What the gauges show of the cluster.
@@ -156,13 +184,12 @@ impl<'a> ClusterView<'a> {
             status.acknowledged.iter().map(|(_, acked)| status.position.seq.saturating_sub(*acked))
         });
         readings.replica_lag_records = lag.max().unwrap_or(0);
-        let living = self.topology.members.values().filter(|member| {
-            matches!(self.status(member), ops::MemberStatus::Alive | ops::MemberStatus::Leaving)
-                && (member.node == self.cluster.me
-                    || self.cluster.seems(member.node) == Some(gossip::State::Alive))
+        let living = self.topology.members.keys().filter(|node| {
+            self.reaches(**node) || self.cluster.seems(**node) == Some(gossip::State::Alive)
         });
         readings.cluster_members = living.count() as u64;
         readings.cluster_members_expected = self.topology.members.len() as u64;
-        readings.topology_leader = self.cluster.consensus().leadership().borrow().leads;
+        readings.gossip_unheard_peers = self.cluster.unheard.borrow().len() as u64;
+        readings.topology_leader = self.leadership.leads;
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::history::History;
 use super::log::Log;
 use super::message::Message;
-use super::{Logged, Outputs, RESEND_TICKS, Role, Shard, apply};
+use super::{Level, Logged, Outputs, RESEND_TICKS, Role, Shard, apply};
 use crate::entry::{Departure, Effect, Key, Position, Record, Timestamp, Version};
 use crate::store::Lookup;
 use crate::topology::Seat;
@@ -17,9 +17,6 @@ const GIVE_UP_KEYS_MAX: usize = 10_000;
 
 /// Bytes of the states of given-up keys that go into one message.
 const STATES_BYTES_MAX: usize = 32 << 20;
-
-/// A copy that was level stays so while it lacks no more records than this.
-const LEVEL_RECORDS: u64 = 10_000;
 
 /// What [`Message::Resume`] says.
 pub(super) struct Resume {
@@ -59,7 +56,7 @@ impl Shard {
             }
         }
         if self.log.history.contains(at) {
-            self.level = at.seq >= last || self.level && last - at.seq <= LEVEL_RECORDS;
+            self.level = self.level.at(at.seq, last);
             self.say(from, self.fence, Message::Ack { seq: at.seq }, out);
         } else {
             self.tell_behind(from, out);
@@ -71,7 +68,7 @@ impl Shard {
     pub(super) fn tick_follower(&mut self, out: &mut Outputs) {
         let Some(configuration) = &self.configuration else { return };
         let primary = configuration.primary;
-        let waits = !self.level
+        let waits = !self.is_level()
             && configuration.epoch == self.fence
             && configuration.names(self.setting.me)
             && self.fetch.is_none();
@@ -82,14 +79,16 @@ impl Shard {
         if !self.unheard_ticks.is_multiple_of(RESEND_TICKS) {
             return;
         }
-        if self.vouches() {
-            self.tell_behind(primary, out);
-        } else {
+        if !self.vouches() {
             self.want_copy(primary);
+        } else if let Level::Asked { .. } = self.level {
+            self.ask_read_index(out);
+        } else {
+            self.tell_behind(primary, out);
         }
     }
 
-    fn tell_behind(&self, to: Seat, out: &mut Outputs) {
+    pub(super) fn tell_behind(&self, to: Seat, out: &mut Outputs) {
         let history = self.log.history.clone();
         self.say(to, self.fence, Message::Behind { history }, out);
     }

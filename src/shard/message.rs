@@ -110,6 +110,19 @@ pub enum Message {
         /// The epoch it knows of.
         fence: u32,
     },
+    /// A replica that was away: where does your log end? To be answered only after a round of
+    /// [`Message::Confirm`] that began since (ReadIndex, Ongaro's thesis, §6.4).
+    ReadIndex {
+        /// Which time it asks; unlike any other of this seat.
+        number: u64,
+    },
+    /// The primary: here, and I led when you asked.
+    ReadFrom {
+        /// The number it was asked under.
+        number: u64,
+        /// The end of its log.
+        last: Position,
+    },
 }
 
 impl Message {

@@ -14,23 +14,10 @@
 //! - Messages of an epoch lower than the fence are refused.
 //!
 //! The way through: a client's write is in `work`, its order and its answer in `primary`, the
-//! other copies in `follower`, copying in `copying`, how a primary comes to lead in `takeover`.
+//! other copies in `follower`, copying in `copying`, how a primary comes to lead in `takeover`, what
+//! becomes of a copy that was away in `away`.
 
-/// Whether a rule is broken on purpose, to see that the simulator notices.
-#[cfg(feature = "mutations")]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        crate::mutation::is(crate::mutation::Mutation::$mutation)
-    };
-}
-
-#[cfg(not(feature = "mutations"))]
-macro_rules! mutated {
-    ($mutation:ident) => {
-        false
-    };
-}
-
+mod away;
 mod copying;
 mod follower;
 mod history;
@@ -64,6 +51,7 @@ pub use work::{Ordered, Refused, Request, Swept};
 
 pub(crate) use crate::snapshot::Kept;
 
+use away::Level;
 use copying::Fetch;
 use log::Log;
 use primary::Primary;
@@ -118,8 +106,9 @@ pub struct Shard {
     settled: Settled,
     /// Ticks since it last asked its primary for news that it never had in this run.
     unheard_ticks: u32,
-    /// In this run of the process it had all that its primary had, and has fallen little behind.
-    level: bool,
+    level: Level,
+    /// The number of the last [`Message::ReadIndex`].
+    read_index: u64,
     fetch: Option<Fetch>,
     /// For so many ticks recent records are held for whoever copies the shard from here.
     hold_ticks: u32,
@@ -218,7 +207,8 @@ impl Shard {
             role: Role::Follower,
             settled: Settled::default(),
             unheard_ticks: 0,
-            level: false,
+            level: Level::NO,
+            read_index: 0,
             fetch: None,
             hold_ticks: 0,
             setting,
@@ -301,9 +291,10 @@ impl Shard {
     }
 
     /// Whether it is not known to be old: it leads, or had what its primary had, and has fallen
-    /// little behind since. A copy that was just loaded is not, until it hears from its primary.
+    /// little behind since. A copy that was just loaded is not, until it hears from its primary;
+    /// nor is one that was away ([`Shard::was_away`]).
     pub fn is_level(&self) -> bool {
-        self.level
+        self.level == Level::Yes
     }
 
     /// Looks a key up on a client's behalf.
@@ -377,6 +368,8 @@ impl Shard {
             self.role = Role::Fencing { fenced: BTreeMap::new(), ticks: 0 };
             self.ask_for_fences(out);
             self.after_fences(now, out);
+        } else if let Level::Asked { .. } = self.level {
+            self.ask_read_index(out);
         }
     }
 
@@ -438,6 +431,8 @@ impl Shard {
                 self.say(from, epoch, Message::Confirmed { round }, out);
             }
             Message::Confirmed { round } => self.on_confirmed(from, round, out),
+            Message::ReadIndex { number } => self.on_read_index(from, number, out),
+            Message::ReadFrom { number, last } => self.on_read_from(from, number, last, out),
             Message::Refused { .. } => {}
         }
     }
@@ -539,13 +534,15 @@ impl Message {
             | Self::Resume { .. }
             | Self::TooFarBehind
             | Self::Piece(_)
-            | Self::Confirm { .. } => true,
+            | Self::Confirm { .. }
+            | Self::ReadFrom { .. } => true,
             Self::Fenced { .. }
             | Self::Ack { .. }
             | Self::Behind { .. }
             | Self::GiveUp { .. }
             | Self::AskPiece { .. }
             | Self::Confirmed { .. }
+            | Self::ReadIndex { .. }
             | Self::Refused { .. } => false,
         }
     }

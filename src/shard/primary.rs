@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::log::Log;
 use super::message::Message;
 use super::ring::bytes_of;
-use super::{Event, Logged, OVERDUE_TICKS, Outputs, RESEND_TICKS, Role, Shard, apply};
+use super::{Event, Level, Logged, OVERDUE_TICKS, Outputs, RESEND_TICKS, Role, Shard, apply};
 use crate::entry::{Effect, Key, Record, RequestId, Timestamp, Verdict};
 use crate::topology::{Configuration, Copies, Seat};
 
@@ -53,6 +53,10 @@ pub(super) struct Primary {
     copies: BTreeMap<Seat, Progress>,
     pending: Vec<Pending>,
     rounds: Rounds,
+    /// Copies that were away and ask where the log ends, one question each.
+    inquiries: Vec<Inquiry>,
+    /// It was away itself: so many rounds must be done before its copy counts as level again.
+    level_from: u64,
 }
 
 /// What the primary knows of another copy.
@@ -75,6 +79,15 @@ struct Pending {
     seq: u64,
     need: Need,
     /// The round that must have confirmed the epoch; 0 for none.
+    round: u64,
+}
+
+/// A copy's question where the log ends.
+#[derive(Clone, Copy, Debug)]
+struct Inquiry {
+    from: Seat,
+    number: u64,
+    /// The round that must have confirmed the epoch.
     round: u64,
 }
 
@@ -149,6 +162,8 @@ impl Shard {
             copies: others.map(|seat| (seat, progress)).collect(),
             pending: Vec::new(),
             rounds: Rounds::default(),
+            inquiries: Vec::new(),
+            level_from: 0,
         }));
         if self.vouched != self.setting.me.life {
             self.vouch(out);
@@ -326,9 +341,11 @@ impl Shard {
             primary.committed = primary.committed.max(majority);
             if !primary.active {
                 primary.active = true;
-                self.level = true;
                 out.events.push(Event::Active { epoch: configuration.epoch });
             }
+        }
+        if primary.active && primary.rounds.done >= primary.level_from {
+            self.level = Level::Yes;
         }
         if !primary.active || primary.pending.is_empty() {
             return;
@@ -392,6 +409,45 @@ impl Shard {
             self.next_round(out);
         }
         self.advance(out);
+        self.answer_inquiries(out);
+    }
+
+    /// What led when this node was stopped may have been deposed since: only a round that begins
+    /// from now on tells.
+    pub(super) fn doubt_leading(&mut self, out: &mut Outputs) {
+        let round = self.next_round(out);
+        if let Role::Leading(primary) = &mut self.role {
+            primary.level_from = if mutated!(LevelUnconfirmed) { 0 } else { round };
+        }
+        // Where nobody else votes the round is done already.
+        self.advance(out);
+    }
+
+    /// A copy that was away asks where the log ends: it is told after a round that begins now.
+    pub(super) fn on_read_index(&mut self, from: Seat, number: u64, out: &mut Outputs) {
+        let is_copy =
+            matches!(&self.role, Role::Leading(primary) if primary.copies.contains_key(&from));
+        if !is_copy || !self.is_active() {
+            return;
+        }
+        let round = self.next_round(out);
+        if let Role::Leading(primary) = &mut self.role {
+            primary.inquiries.retain(|inquiry| inquiry.from != from);
+            primary.inquiries.push(Inquiry { from, number, round });
+        }
+        self.answer_inquiries(out);
+    }
+
+    fn answer_inquiries(&mut self, out: &mut Outputs) {
+        let last = self.last();
+        let Role::Leading(primary) = &mut self.role else { return };
+        let done = primary.rounds.done;
+        let confirmed =
+            |inquiry: &mut Inquiry| inquiry.round <= done || mutated!(ReadIndexUnconfirmed);
+        let inquiries: Vec<Inquiry> = primary.inquiries.extract_if(.., confirmed).collect();
+        for Inquiry { from, number, .. } in inquiries {
+            self.say(from, self.fence, Message::ReadFrom { number, last }, out);
+        }
     }
 }
 

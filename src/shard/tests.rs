@@ -13,9 +13,9 @@ use crate::entry::{Key, RequestId, Verdict};
 use crate::store::{Config, EvictionPolicy};
 use crate::topology::{Copies, NodeId};
 
-const NOW: Timestamp = Timestamp(1_800_000_000_000);
+pub(super) const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
-fn seat(node: u64) -> Seat {
+pub(super) fn seat(node: u64) -> Seat {
     Seat { node: NodeId(node), life: 1 }
 }
 
@@ -36,11 +36,11 @@ fn copy(node: u64) -> Shard {
     Shard::new(ShardId(0), Arc::new(setting))
 }
 
-fn copies() -> Vec<Shard> {
+pub(super) fn copies() -> Vec<Shard> {
     (1..=3).map(copy).collect()
 }
 
-fn three_voters(epoch: u32, primary: u64) -> Arc<Configuration> {
+pub(super) fn three_voters(epoch: u32, primary: u64) -> Arc<Configuration> {
     let (old_voters, learners) = (Vec::new(), Vec::new());
     let voters = vec![seat(1), seat(2), seat(3)];
     let primary = seat(primary);
@@ -54,7 +54,7 @@ fn settle(shard: &mut Shard, out: &mut Outputs) {
 }
 
 /// Carries messages between the copies until nobody says anything; whom `cut` names hears nothing.
-fn carry(shards: &mut [Shard], mut out: Outputs, cut: &[u64]) -> Vec<(u64, Answer)> {
+pub(super) fn carry(shards: &mut [Shard], mut out: Outputs, cut: &[u64]) -> Vec<(u64, Answer)> {
     let mut answers = Vec::new();
     loop {
         answers.append(&mut out.answers);
@@ -74,7 +74,7 @@ fn carry(shards: &mut [Shard], mut out: Outputs, cut: &[u64]) -> Vec<(u64, Answe
 }
 
 /// Tells all but those cut off of a configuration, and lets its primary lead.
-fn configure(shards: &mut [Shard], configuration: &Arc<Configuration>, cut: &[u64]) {
+pub(super) fn configure(shards: &mut [Shard], configuration: &Arc<Configuration>, cut: &[u64]) {
     let mut out = Outputs::default();
     for shard in shards.iter_mut().filter(|shard| !cut.contains(&shard.setting.me.node.0)) {
         shard.configure(configuration.clone(), NOW, &mut out);
@@ -85,7 +85,7 @@ fn configure(shards: &mut [Shard], configuration: &Arc<Configuration>, cut: &[u6
     carry(shards, out, cut);
 }
 
-fn put(key: &'static str, ttl: Ttl, counter: u64) -> Request {
+pub(super) fn put(key: &'static str, ttl: Ttl, counter: u64) -> Request {
     Request {
         key: Key::new(key.as_bytes(), 64).expect("short"),
         operation: Operation::Put {
@@ -99,7 +99,7 @@ fn put(key: &'static str, ttl: Ttl, counter: u64) -> Request {
 }
 
 /// Has a primary order a write; carries it to those that are not cut off.
-fn write(shards: &mut [Shard], at: u64, request: Request, now: Timestamp, cut: &[u64]) {
+pub(super) fn write(shards: &mut [Shard], at: u64, request: Request, now: Timestamp, cut: &[u64]) {
     let mut out = Outputs::default();
     let shard = &mut shards[at as usize - 1];
     shard.write(request, None, now, &mut out).expect("it leads");
@@ -107,7 +107,7 @@ fn write(shards: &mut [Shard], at: u64, request: Request, now: Timestamp, cut: &
     carry(shards, out, cut);
 }
 
-fn at(epoch: u32, seq: u64) -> Position {
+pub(super) fn at(epoch: u32, seq: u64) -> Position {
     Position { epoch, seq }
 }
 

@@ -280,6 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn only_who_was_a_member_and_is_none_any_more_counts_as_removed() {
+        let mut topology = founded();
+        topology.apply(Command::Join(about("b", 20)));
+        let behind = topology.clone();
+        topology.apply(Command::Join(about("c", 30)));
+        topology.apply(Command::Remove(NodeId(2)));
+        let removed = |topology: &Topology| -> Vec<u64> {
+            (0..6).filter(|node| topology.roster().has_removed(NodeId(*node))).collect()
+        };
+        // No node has number 0.
+        assert_eq!(removed(&topology), [0, 2]);
+        assert_eq!(removed(&behind), [0]);
+        assert!(removed(&Topology::default()).is_empty());
+    }
+
+    #[test]
     fn a_number_is_never_given_out_twice() {
         let mut topology = founded();
         let joined = |outcome| match outcome {

@@ -10,7 +10,7 @@ mod command;
 mod configuration;
 pub mod placement;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -102,7 +102,29 @@ pub struct Topology {
     next_node: u64,
 }
 
+/// Whose numbers are whose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster {
+    /// The members.
+    pub members: BTreeSet<NodeId>,
+    /// The number that the next new member gets.
+    pub next: NodeId,
+}
+
+impl Roster {
+    /// Whether the node was a member and is none any more. However old the roster, that is never
+    /// said of a member: numbers rise, and none is given twice.
+    pub fn has_removed(&self, node: NodeId) -> bool {
+        node < self.next && !self.members.contains(&node)
+    }
+}
+
 impl Topology {
+    /// Whose numbers are whose.
+    pub fn roster(&self) -> Roster {
+        Roster { members: self.members.keys().copied().collect(), next: self.next_node() }
+    }
+
     /// The number that the next new member gets: no node has had it.
     pub fn next_node(&self) -> NodeId {
         NodeId(self.next_node)

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use super::{Error, Lsn};
+use super::{Error, Lsn, Mode};
 
 /// Frames that nobody waits for are written and synced this often, so that none is older than a
 /// second before it is on the disk.
@@ -36,6 +36,8 @@ impl Committer {
     }
 
     fn round(&self) -> Result<(), Error> {
+        let is_waited_for = self.shared.config.mode == Mode::Sync;
+        let _waited_for = is_waited_for.then(|| self.shared.delay.begin());
         let Some(unsynced) = self.shared.write_all()? else {
             return Ok(());
         };

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 mod codec;
 mod committer;
+mod delay;
 mod frame;
 mod inspect;
 mod reader;

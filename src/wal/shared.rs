@@ -10,11 +10,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::watch;
 
+use super::delay::Delay;
 use super::frame::{self, Kind};
 use super::segment::{HEADER_BYTES, Segment, salt};
 use super::settle::{Waiter, Waiters};
@@ -45,6 +46,9 @@ pub(super) struct Shared {
     failure_seen: watch::Sender<Option<Error>>,
     /// All segments but the one being written, oldest first.
     pub(super) ended: Mutex<Vec<Segment>>,
+    /// What writes wait for: in mode `sync` the committer's rounds, in mode `async` whoever has the
+    /// tail.
+    pub(super) delay: Delay,
 }
 
 /// Frames that are encoded but not written.
@@ -119,6 +123,7 @@ impl Shared {
             failure: OnceLock::new(),
             failure_seen: watch::Sender::new(None),
             ended: Mutex::new(ended),
+            delay: Delay::new(Instant::now()),
         })
     }
 
@@ -194,8 +199,10 @@ impl Shared {
         if self.written.load(Ordering::Acquire) >= lsn.0 {
             return Ok(());
         }
+        let waited_for = self.delay.begin();
         self.write_gathered(&mut tail).inspect_err(|e| self.fail(e))?;
         let full = tail.is_full(&self.config);
+        drop(waited_for);
         drop(tail);
         if full {
             self.demand();
@@ -254,6 +261,7 @@ impl Shared {
     pub(super) fn rotate(&self) -> Result<(), Error> {
         let mut tail = self.tail.lock();
         self.check()?;
+        let _waited_for = (self.config.mode == Mode::Async).then(|| self.delay.begin());
         let Some(open) = &tail.segment else {
             return Ok(());
         };

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -176,6 +177,13 @@ impl Writer {
     /// The last frame that is on the disk.
     pub fn durable_lsn(&self) -> Lsn {
         Lsn(self.shared.durable.load(Ordering::Acquire))
+    }
+
+    /// How long writes have lately waited for the disk, or wait now: in mode `sync` for the longest
+    /// round of the last second or two, the one under way included; in mode `async` for the kernel
+    /// to take the bytes, and for the change of segments; in mode `off` not at all.
+    pub fn disk_delay(&self) -> Duration {
+        self.shared.delay.at(Instant::now())
     }
 
     /// Is told once, when the log fails: the server must then stop.

@@ -245,6 +245,9 @@ fn a_single_node_can_be_drained_but_not_removed() {
         assert_eq!(outcome.code, 1);
         assert!(outcome.stderr.contains("only member"), "{}", outcome.stderr);
     }
+    let outcome = server.call(&["node", "recommission", "kv1"]).run();
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("is not being decommissioned"), "{}", outcome.stderr);
     server.call(&["node", "drain"]).run().done();
     let outcome = server.call(&["put", "k", "v"]).run();
     assert_eq!(outcome.code, 1);

@@ -6,14 +6,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod addresses;
 mod birth;
 mod chaos;
+mod disks;
 mod eviction;
 mod failover;
 mod memory;
 mod moves;
 mod partition;
 mod races;
+mod readiness;
 mod refusals;
+mod relay;
+mod removal;
 mod serving;
 mod support;
+mod woken;

@@ -59,11 +59,41 @@ async fn a_node_that_is_to_leave_is_emptied_and_removed_and_clients_notice_nothi
     let answer = cluster.http.post(cluster.nodes[0].ops_url("/admin/nodes/node3/remove"));
     let answer = answer.send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    cluster.nodes[2].stop(PATIENCE).await;
+    let status = cluster.nodes[2].end(PATIENCE).await;
+    assert_eq!(status.code(), Some(10), "it learns that it was removed, and ends");
     cluster.nodes.remove(2);
     cluster.wait_healthy(PATIENCE).await;
     cluster.wait_equal(PATIENCE).await;
     record.assert_nothing_lost(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decommission_is_called_off_and_the_node_has_its_copies_again() {
+    let mut cluster = Cluster::start(3, quick()).await;
+    let call = async |index: usize, action: &str| {
+        let path = format!("/admin/nodes/node3/{action}");
+        cluster.http.post(cluster.nodes[index].ops_url(&path)).send().await.unwrap()
+    };
+    let refused = call(0, "recommission").await;
+    assert_eq!(refused.status(), 409, "{}", refused.text().await.unwrap());
+    assert_eq!(call(0, "decommission").await.status(), 202);
+    wait_empty(&cluster, 0, "node3").await;
+    eventually("two copies of three are too few", PATIENCE, async || {
+        let view = cluster.ops(0, "/cluster").await?;
+        if view["shards"]["under_replicated"] == 16 { Ok(()) } else { Err(view.to_string()) }
+    })
+    .await;
+    let stays = call(1, "recommission").await;
+    assert_eq!(stays.status(), 200, "{}", stays.text().await.unwrap());
+    eventually("node3 leads its part again", PATIENCE, async || {
+        let primaries = cluster.primaries().await;
+        if primaries[2] >= 4 { Ok(()) } else { Err(format!("{primaries:?}")) }
+    })
+    .await;
+    for shard in cluster.shards(0).await.unwrap() {
+        assert_eq!(shard.voters.len(), 3, "{shard:?}");
+    }
+    cluster.wait_healthy(PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use std::fs;
 
 use aegiskv::config::{Sources, WalMode};
 
-use super::{With, file};
+use super::{Pair, With, file};
 
 #[test]
 fn live_keys_change_and_the_others_wait_for_a_restart() {
@@ -73,6 +73,38 @@ fn files_are_read_again_and_an_error_changes_nothing() {
     assert_eq!(problems.0.len(), 1);
     assert_eq!(problems.0[0].key.as_deref(), Some("eviction_ratio"));
     assert_eq!(reloaded.new.config.max_conns, 10_000);
+}
+
+#[test]
+fn files_of_tls_are_named_when_their_content_is_new_and_tls_is_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let name = |name: &str| dir.path().join(name).display().to_string();
+    let write = |pair: &Pair| {
+        fs::write(name("crt"), &pair.certificate).expect("a file");
+        fs::write(name("key"), &pair.key).expect("a file");
+    };
+    let (first, second) = (Pair::make(), Pair::make());
+    write(&first);
+    fs::write(name("ca"), &first.certificate).expect("a file");
+    let tls = |enabled: bool| {
+        let inputs = file(&format!(r#"{{"tls_enabled": {enabled}, "max_conns": 10}}"#));
+        inputs
+            .with_flag("tls-cert-file", &name("crt"))
+            .with_flag("tls-key-file", &name("key"))
+            .with_flag("tls-ca-file", &name("ca"))
+    };
+    let (on, off) = (tls(true).loaded(), tls(false).loaded());
+    write(&second);
+    let renewed = on.replaced_by(tls(true).loaded()).expect("all is well");
+    assert_eq!(renewed.applied, ["tls_cert_file", "tls_key_file"]);
+    let unused = off.replaced_by(tls(false).loaded()).expect("all is well");
+    assert_eq!(unused.applied, [""; 0], "nobody reads them");
+    fs::write(name("ca"), first.certificate + &second.certificate).expect("a file");
+    let moved = tls(true).with_flag("max-conns", "20");
+    let trusted = renewed.new.replaced_by(moved.loaded()).expect("all is well");
+    assert_eq!(trusted.applied, ["max_conns", "tls_ca_file"]);
+    let again = trusted.new.replaced_by(moved.loaded()).expect("all is well");
+    assert_eq!(again.applied, [""; 0]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{Pair, With, file, warnings};
 
 #[test]
 fn nothing_given_is_the_contracts_defaults() {
-    let Loaded { config, origins, warnings } =
+    let Loaded { config, origins, warnings, .. } =
         Inputs { host_name: "db1".to_owned(), ..Inputs::default() }.loaded();
     assert_eq!(warnings, []);
     assert_eq!(config.node_id, "db1");

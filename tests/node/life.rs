@@ -569,7 +569,7 @@ async fn the_reload_command_waits_for_the_outcome_and_fails_with_its_reason() {
     assert_eq!(metric(&node, "aegis_config_reload_success").await, 0.0);
 
     home.set(json!({ "auth_token_file": "" }));
-    let expected = "reloaded, secrets and certificates too; no setting has changed\n";
+    let expected = "reloaded; nothing has changed\n";
     assert_eq!(reload(&node, &runtime), (true, expected.to_owned()));
 
     // One that cannot answer is not waited for without end.

@@ -115,6 +115,7 @@ impl World {
 
     /// A read of whatever the nearest copy has.
     fn peek(&mut self, client: usize, machine: usize, number: usize) {
+        self.notice_absence(machine);
         let now = self.clock(machine);
         let wrote = self.clients[client].wrote[number].filter(|_| self.dice.chance(500));
         let min = wrote.map(|(version, _)| version);
@@ -128,6 +129,12 @@ impl World {
                     "machine {machine} at {:?} says it holds key {number} as of {version}",
                     seen.position
                 ));
+            }
+        }
+        if seen.level {
+            let shard = self.placement.shard_of(key(number).as_bytes());
+            if self.witness.is_shown(machine, shard, seen.position) {
+                self.count("look at a copy that was away");
             }
         }
         let Lookup::Hit(found) = seen.lookup else { return };

@@ -27,6 +27,7 @@ impl World {
             Fault::Pause => {
                 let span = self.dice.within(5_000..=400_000);
                 self.machines[machine].paused_until = self.now + span;
+                self.machines[machine].away_since.get_or_insert(self.now);
             }
             Fault::CutOff => {
                 let until = self.now + self.dice.within(10_000..=400_000);

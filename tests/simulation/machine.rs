@@ -52,6 +52,8 @@ pub(crate) struct Machine {
     pub(crate) run: u64,
     pub(crate) process: Option<Process>,
     pub(crate) paused_until: u64,
+    /// Its process has stood still since then, in microseconds, and does not know yet.
+    pub(crate) away_since: Option<u64>,
     /// How far its clock is off, in milliseconds.
     pub(crate) clock_millis: i64,
     /// When it will start again, if it is down.
@@ -131,6 +133,7 @@ impl Machine {
             run: 0,
             process: None,
             paused_until: 0,
+            away_since: None,
             clock_millis: 0,
             starts_at: 0,
             forgets: false,
@@ -248,6 +251,7 @@ impl Machine {
             process.snapshot(&self.disk, Some(&loaded), VecDeque::new(), Timestamp(0)).ok();
         }
         self.forgets = false;
+        self.away_since = None;
         self.process = Some(process);
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! --no-capture`
 
 mod clients;
+mod controller;
 mod dice;
 mod directed;
 mod faults;
@@ -23,6 +24,9 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+// The controller's world finds them here, as it does in the library.
+use aegiskv::{entry, topology};
 
 use plan::Plan;
 use world::{Outcome, World};

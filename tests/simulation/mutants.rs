@@ -4,7 +4,8 @@ use aegiskv::mutation::{self, Mutation};
 
 use crate::plan::Plan;
 use crate::situations::{
-    any_order, clocks_apart, crashes, primary_cut_off, records_lost, voters_change,
+    any_order, clocks_apart, crashes, machines_stand_still, primary_cut_off, records_lost,
+    voters_change,
 };
 use crate::world::{NO_END, World};
 
@@ -62,6 +63,10 @@ is_noticed! {
     versions_by_the_clock_alone: VersionsByClock, ordinary;
     a_higher_version_than_that_of_the_write: HigherVersionCounts, primary_cut_off;
     versions_that_two_primaries_give: VersionsWithoutEpoch, clocks_apart;
+    a_copy_that_does_not_see_that_it_was_away: AwayUnnoticed, machines_stand_still;
+    a_copy_that_was_away_and_trusts_what_it_did_not_ask_for: UnaskedCounts, machines_stand_still;
+    a_primary_that_was_away_and_trusts_itself: LevelUnconfirmed, machines_stand_still;
+    a_primary_that_tells_where_its_log_ends_unconfirmed: ReadIndexUnconfirmed, machines_stand_still;
 }
 
 #[test]

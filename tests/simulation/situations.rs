@@ -8,13 +8,14 @@ use crate::plan::{Fault, MACHINES, Plan};
 /// What changes a plan so that it comes to one of them.
 pub(crate) type Situation = fn(&mut Plan);
 
-pub(crate) const ALL: [(&str, Situation); 6] = [
+pub(crate) const ALL: [(&str, Situation); 7] = [
     ("a primary cut off", primary_cut_off),
     ("a primary cut off, and clocks apart", clocks_apart),
     ("records lost on the way", records_lost),
     ("messages in any order", any_order),
     ("machines that crash", crashes),
     ("voters that change", voters_change),
+    ("machines that stand still", machines_stand_still),
 ];
 
 /// One shard of three voters that forget nothing, and one key unless more are wanted. The
@@ -73,4 +74,11 @@ pub(crate) fn voters_change(plan: &mut Plan) {
     (plan.clients, plan.operations_each, plan.think_max) = (3, 6, 80_000);
     (plan.moods.changes, plan.moods.hurries, plan.moods.moves) = (1_000, 1_000, 100);
     (plan.lost, plan.tick, plan.oracle_pace) = (60, 40_000, 10_000);
+}
+
+/// Copies sleep while others order, and are looked at as soon as they wake.
+pub(crate) fn machines_stand_still(plan: &mut Plan) {
+    begin(plan, &[Fault::Pause, Fault::Pause, Fault::CutOff], 30_000);
+    (plan.clients, plan.operations_each, plan.think_max) = (6, 6, 10_000);
+    (plan.lost, plan.tick, plan.oracle_pace, plan.moods.moves) = (0, 20_000, 10_000, 30);
 }

@@ -29,6 +29,8 @@ struct Seen {
     active: u32,
     /// What was committed before this epoch counts no more.
     anew_from: u32,
+    /// By machine: what was committed when its process last saw that it had stood still.
+    woken_at: BTreeMap<usize, Position>,
 }
 
 impl Witness {
@@ -44,6 +46,32 @@ impl Witness {
         let seen = self.shards.entry(shard).or_default();
         seen.committed = Position::default();
         seen.anew_from = epoch;
+        seen.woken_at.clear();
+    }
+
+    /// A process sees that it stood still.
+    pub(crate) fn wakes(&mut self, machine: usize) {
+        for seen in self.shards.values_mut() {
+            seen.woken_at.insert(machine, seen.committed);
+        }
+    }
+
+    /// A process begins.
+    pub(crate) fn begins(&mut self, machine: usize) {
+        self.shards.values_mut().for_each(|seen| _ = seen.woken_at.remove(&machine));
+    }
+
+    /// A copy that counts as level is shown to a client. Answers whether it had been away.
+    pub(crate) fn is_shown(&mut self, machine: usize, shard: ShardId, last: Position) -> bool {
+        let Some(seen) = self.shards.get(&shard) else { return false };
+        let Some(woken_at) = seen.woken_at.get(&machine).copied() else { return false };
+        if seen.lacks(last, woken_at) {
+            self.complain(format!(
+                "machine {machine} shows a copy to {last:?} for level that lacks {woken_at:?}, \
+                 which was committed when it woke"
+            ));
+        }
+        true
     }
 
     /// Looks at the records in a message.
@@ -152,5 +180,7 @@ pub(crate) fn name_of(message: &Message) -> &'static str {
         Message::Confirm { .. } => "message confirm",
         Message::Confirmed { .. } => "message confirmed",
         Message::Refused { .. } => "message refused",
+        Message::ReadIndex { .. } => "message read index",
+        Message::ReadFrom { .. } => "message read from",
     }
 }

@@ -454,9 +454,21 @@ impl World {
         }
     }
 
+    /// A process that has stood still sees that it did, before it shows a copy to anybody.
+    pub(crate) fn notice_absence(&mut self, machine: usize) {
+        let Some(since) = self.machines[machine].away_since.take() else { return };
+        let since = self.machines[machine].clock(since);
+        self.witness.wakes(machine);
+        let _ = self.act(machine, |replica, now, work| replica.was_away((since, now), work));
+    }
+
     fn tick(&mut self, machine: usize, run: u64) {
         if self.process(machine, run).is_none() {
             return;
+        }
+        // What waited for it in the network may well have come before.
+        if self.dice.chance(500) {
+            self.notice_absence(machine);
         }
         let _ = self.act(machine, |replica, now, work| replica.tick(now, work));
         // In mode async the log is synced now and then.
@@ -678,6 +690,7 @@ impl World {
             self.machines[machine].kill();
             return self.after(50_000, Event::Start(machine));
         }
+        self.witness.begins(machine);
         let seat = self.machines[machine].seat;
         self.say(|| format!("machine {machine} is up as {seat:?}"));
         self.oracle.enters(machine, seat);

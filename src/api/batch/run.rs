@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
@@ -43,7 +43,8 @@ pub(super) enum Framing {
 
 /// What an operation came to.
 enum Done {
-    Got(Found),
+    /// An entry; for how long its copy has been out of touch with the primary.
+    Got(Found, Option<Duration>),
     Written(Written),
     Failed(Problem),
 }
@@ -197,7 +198,7 @@ impl Run {
         }
         self.results += 1;
         match done {
-            Done::Got(found) => json::append_got(out, found, Timestamp::now()),
+            Done::Got(found, stale) => json::append_got(out, found, *stale, Timestamp::now()),
             Done::Written(written) => append_written(out, *written),
             Done::Failed(problem) => {
                 self.failed |= problem.kind.status().is_server_error();
@@ -226,8 +227,10 @@ async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
         Step::Get(key) => {
             let read = Read { consistency: shared.consistency, min_version: None };
             let result = match coordinator.get(key.as_bytes(), read).await {
-                Ok(Got { lookup: Lookup::Hit(found), .. }) => Ok(Done::Got(found)),
-                Ok(Got { lookup: Lookup::Miss(_), .. }) => Err(Problem::absent()),
+                Ok(Got { lookup: Lookup::Hit(found), stale }) => Ok(Done::Got(found, stale)),
+                Ok(Got { lookup: Lookup::Miss(_), stale }) => {
+                    Err(Problem::absent().with_stale(stale))
+                }
                 Err(error) => Err(error.into()),
             };
             (Op::Get, result)

@@ -47,6 +47,11 @@ fn ttl_ms() -> ObjectBuilder {
     nullable(Type::Integer).minimum(Some(0.0)).description(Some(about))
 }
 
+fn stale_ms() -> ObjectBuilder {
+    let about = "Of a read: for how long its copy has been out of touch with the primary, if it is";
+    integer(0, i64::MAX).description(Some(about))
+}
+
 /// The document of `format=json`; or a stored JSON value, which may be anything.
 pub(super) fn entry_or_any() -> RefOr<Schema> {
     let entry = Ref::from_schema_name("Entry");
@@ -76,6 +81,7 @@ fn problem() -> ObjectBuilder {
         .property("outcome", string().enum_values(Some(["not-applied", "unknown"])))
         .property("retryable", ObjectBuilder::new().schema_type(Type::Boolean))
         .property("version", version())
+        .property("stale_ms", stale_ms())
         .required("type")
         .required("title")
         .required("status")
@@ -227,6 +233,7 @@ fn result() -> ObjectBuilder {
         .property("value_base64", string().description(Some("Of get, where it is not UTF-8")))
         .property("content_type", nullable(Type::String))
         .property("ttl_ms", ttl_ms())
+        .property("stale_ms", stale_ms())
         .property("acks", string().pattern(Some("^[0-9]+/[0-9]+$")))
         .property("type", string())
         .property("title", string())

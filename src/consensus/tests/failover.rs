@@ -113,6 +113,52 @@ async fn a_leader_that_is_heard_of_is_not_contested_nor_is_anybody_else() {
     net.end().await;
 }
 
+/// Longer than it takes openraft's timers, or ours, to start several elections.
+const AWHILE: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_was_cut_off_comes_back_and_unseats_nobody() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let term = net.leadership(leader).term;
+    let cut_off = others(leader)[0];
+    net.cut(cut_off, true);
+    tokio::time::sleep(AWHILE).await;
+    net.cut(cut_off, false);
+    net.node(cut_off).propose(enter(cut_off, "2.0"), PATIENCE).await.unwrap();
+    // Started anew, it has heard of no leader yet.
+    net.stop(cut_off).await;
+    net.open(cut_off).await;
+    tokio::time::sleep(AWHILE).await;
+    net.node(cut_off).propose(enter(cut_off, "2.1"), PATIENCE).await.unwrap();
+    for node in THREE {
+        let now = net.leadership(node);
+        assert_eq!((now.leader, now.term), (Some(NodeId(leader)), term), "node {node}");
+    }
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_alone_lost_the_leader_waits_until_another_has_lost_it_too() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let term = net.leadership(leader).term;
+    let [deaf, other] = others(leader).try_into().unwrap();
+    net.cut_between(leader, deaf);
+    net.node(deaf).elect(NodeId(leader));
+    tokio::time::sleep(AWHILE).await;
+    net.node(other).propose(enter(other, "2.0"), PATIENCE).await.unwrap();
+    assert_eq!(net.leadership(other).term, term);
+
+    net.kill(leader).await;
+    let began = Instant::now();
+    net.node(other).elect(NodeId(leader));
+    let next = net.leader_among(&[deaf, other]).await;
+    println!("node {next} leads after {:?}", began.elapsed());
+    net.node(deaf).propose(enter(deaf, "2.1"), PATIENCE).await.unwrap();
+    net.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_decides_nothing_and_learns_what_the_majority_did() {
     let net = three().await;
@@ -145,6 +191,69 @@ async fn a_leader_without_majority_says_that_it_does_not_lead() {
     tokio::time::timeout(PATIENCE, given_up).await.unwrap().unwrap();
     let error = node.linearizable(Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(error, ProposeError::TimedOut { .. }), "{error:?}");
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_leader_everybody_says_so_and_since_when() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let [gone, left] = others(leader).try_into().unwrap();
+    let before = Instant::now();
+    net.stop(gone).await;
+    net.cut(leader, true);
+    for node in [leader, left] {
+        let mut leadership = net.node(node).leadership();
+        let leaderless = leadership.wait_for(|now| now.leader.is_none());
+        let now = tokio::time::timeout(PATIENCE, leaderless).await.unwrap().unwrap().clone();
+        let since = now.since.saturating_duration_since(before);
+        assert!(since <= before.elapsed() && now.since + AWHILE > before, "node {node}: {since:?}");
+    }
+    net.cut(leader, false);
+    for node in [leader, left] {
+        let mut leadership = net.node(node).leadership();
+        let led = leadership.wait_for(|now| now.leader.is_some());
+        assert!(tokio::time::timeout(PATIENCE, led).await.is_ok(), "node {node}");
+    }
+    net.end().await;
+}
+
+async fn hands_over(net: &Net, all: &[u64]) {
+    let leader = net.leader_among(all).await;
+    // As long as a leader stays at least: those whose vote it has are loyal for a moment.
+    tokio::time::sleep(net.config.election_timeout_max).await;
+    // The lowest of them: by number alone another would win.
+    let to = all.iter().copied().find(|node| *node != leader).unwrap();
+    let began = Instant::now();
+    net.node(leader).hand_over(NodeId(to)).await;
+    net.leader_among(&[to]).await;
+    println!("node {to} of {} leads after {:?}", all.len(), began.elapsed());
+    for node in all {
+        net.node(*node).propose(enter(*node, "2.0"), PATIENCE).await.unwrap();
+    }
+    assert_eq!(net.leadership(to).leader, Some(NodeId(to)), "and goes on leading");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leadership_goes_to_whom_the_leader_names() {
+    let net = three().await;
+    hands_over(&net, &THREE).await;
+    net.end().await;
+    let net = Net::new();
+    let all = five(&net).await;
+    hands_over(&net, &all).await;
+    net.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn if_the_one_that_is_named_is_gone_another_leads() {
+    let net = three().await;
+    let leader = net.leader_among(&THREE).await;
+    let [gone, left] = others(leader).try_into().unwrap();
+    net.stop(gone).await;
+    net.node(leader).hand_over(NodeId(gone)).await;
+    net.leader_among(&[leader, left]).await;
+    net.node(left).propose(enter(left, "2.0"), PATIENCE).await.unwrap();
     net.end().await;
 }
 

@@ -80,14 +80,18 @@ async fn a_reload_says_what_it_applied_or_all_that_is_wrong() {
 async fn members_are_sent_away_by_name_and_strangers_are_told_of() {
     let node = Arc::new(Fake::new());
     assert_eq!(post(&node, "/admin/nodes/node2/decommission").await.status, 202);
+    let stays = post(&node, "/admin/nodes/node2/recommission").await;
+    assert_eq!((stays.status.as_u16(), &stays.json()["status"]), (200, &json!("member")));
     assert_eq!(post(&node, "/admin/nodes/node2/remove").await.status, 200);
-    assert_eq!(*node.told.lock(), ["decommission node2", "remove node2"]);
-    let unknown = post(&node, "/admin/nodes/n9/remove").await;
-    assert_eq!(unknown.status, 404);
-    assert!(unknown.detail().contains("no member of that name"));
+    assert_eq!(*node.told.lock(), ["decommission node2", "recommission node2", "remove node2"]);
+    for action in ["decommission", "recommission", "remove"] {
+        let unknown = post(&node, &format!("/admin/nodes/n9/{action}")).await;
+        assert_eq!(unknown.status, 404, "{action}");
+        assert!(unknown.detail().contains("no member of that name"));
+    }
 }
 
-const ACTIONS: [&str; 8] = [
+const ACTIONS: [&str; 9] = [
     "/admin/reload",
     "/admin/snapshot",
     "/admin/wal/truncate",
@@ -95,6 +99,7 @@ const ACTIONS: [&str; 8] = [
     "/admin/rate-limit?ops_per_sec=1",
     "/admin/log-level?level=debug",
     "/admin/nodes/node2/decommission",
+    "/admin/nodes/node2/recommission",
     "/admin/nodes/node2/remove",
 ];
 

@@ -100,6 +100,12 @@ impl Node for Fake {
         Ok(())
     }
 
+    async fn recommission(&self, name: &str) -> Result<(), ActionError> {
+        self.known(name)?;
+        self.told.lock().push(format!("recommission {name}"));
+        Ok(())
+    }
+
     async fn remove(&self, name: &str) -> Result<(), ActionError> {
         self.known(name)?;
         self.told.lock().push(format!("remove {name}"));
@@ -169,13 +175,18 @@ fn serving() -> Status {
         epoch: 4,
         members: vec![],
         leader: None,
-        copies_catching_up: 0,
+        leaderless_for: None,
+        copies_behind: 0,
+        copies_coming: 0,
+        serving_for: Duration::from_secs(61),
+        was_whole: true,
         client_addr: Some("127.0.0.1:7700".parse().unwrap()),
         gossip_addr: None,
         zone: "z1".to_owned(),
         region: String::new(),
         uptime: Duration::from_secs(61),
-        wal: Wal { mode: "sync", segments: 3 },
+        wal: Wal { mode: "sync", segments: 3, failed: false },
+        lost_udp: vec![],
         exposures: vec![],
         readings: Readings {
             cache_size_bytes: 1000,

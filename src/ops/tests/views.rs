@@ -38,6 +38,7 @@ async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
             "node": "starting: replaying the log: 3 of 12 segments",
             "wal": "not open yet",
             "shards": "not open yet",
+            "gossip": "ok",
             "listeners": "ok",
             "config": "ok",
         }})
@@ -54,6 +55,7 @@ async fn a_starting_node_is_not_ready_and_says_how_far_it_is() {
 async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
     let node = Arc::new(Fake::with(|status| {
         status.exposures = vec!["clients need no token; set auth_token".to_owned()];
+        status.lost_udp = vec!["no UDP from n2, TCP works: open 7701/udp between them".to_owned()];
         status.readings.config_reload_success = false;
         status.readings.shards = ShardCounts { under_replicated: 256, ..ShardCounts::default() };
         status.wal.mode = "off";
@@ -66,38 +68,108 @@ async fn a_serving_node_is_ready_and_names_what_an_operator_should_know() {
             "node": "ok",
             "wal": "ok: off, nothing outlives the process",
             "shards": "256 under replicated",
+            "gossip": "no UDP from n2, TCP works: open 7701/udp between them",
             "listeners": "exposed: clients need no token; set auth_token",
             "config": "the last reload was refused; the configuration before it is in force",
         }})
     );
 }
 
-#[tokio::test]
-async fn shards_that_cannot_answer_make_the_node_unready() {
-    let node = Arc::new(Fake::with(|status| {
+/// A node that has done its whole part, and of so many shards sees so many served by nobody.
+fn without(unavailable: u64) -> Arc<Fake> {
+    Arc::new(Fake::with(|status| {
+        status.was_whole = true;
         status.readings.shards =
-            ShardCounts { healthy: 243, catching_up: 12, unavailable: 1, ..ShardCounts::default() };
-    }));
-    let answer = get(&node, "/ready").await;
-    assert_eq!(answer.status, 503);
-    assert_eq!(answer.json()["checks"]["shards"], "12 catching up, 1 unavailable");
+            ShardCounts { healthy: 256 - unavailable, unavailable, ..ShardCounts::default() };
+    }))
 }
 
 #[tokio::test]
-async fn a_node_is_unready_for_its_own_copies_that_are_behind_and_not_for_those_of_others() {
-    let catching_up = |here| {
+async fn a_node_is_ready_as_long_as_it_can_do_anything_for_clients() {
+    for (unavailable, code, text) in
+        [(0, 200, "ok"), (1, 200, "1 unavailable"), (255, 200, "255 unavailable")]
+    {
+        let answer = get(&without(unavailable), "/ready").await;
+        assert_eq!(answer.status, code);
+        assert_eq!(answer.json()["checks"]["shards"], text);
+    }
+    let answer = get(&without(256), "/ready").await;
+    assert_eq!(answer.status, 503, "it reaches no primary, so others are better asked");
+    assert_eq!(answer.json()["checks"]["shards"], "256 unavailable");
+}
+
+/// A node that has served for so long, with so many copies behind, of which so many are brought
+/// level; some shards are not served.
+fn started(seconds: u64, behind: u64, coming: u64, unavailable: u64) -> Arc<Fake> {
+    Arc::new(Fake::with(|status| {
+        status.serving_for = Duration::from_secs(seconds);
+        status.was_whole = false;
+        (status.copies_behind, status.copies_coming) = (behind, coming);
+        status.readings.shards =
+            ShardCounts { healthy: 256 - unavailable, unavailable, ..ShardCounts::default() };
+    }))
+}
+
+#[tokio::test]
+async fn a_node_that_has_just_started_is_ready_once_it_does_its_part() {
+    for (seconds, behind, coming, unavailable, code, why) in [
+        (0, 0, 0, 0, 200, "all is well"),
+        (1, 5, 5, 0, 503, "its copies are being brought level"),
+        (3_600, 5, 5, 0, 503, "for however long that takes"),
+        (29, 0, 0, 3, 503, "it has not heard yet who serves these"),
+        (30, 0, 0, 3, 200, "nobody does"),
+        (29, 5, 0, 5, 503, "their primaries may come"),
+        (30, 5, 0, 5, 200, "nobody brings these level"),
+        (30, 5, 1, 4, 503, "one of them somebody does"),
+    ] {
+        let answer = get(&started(seconds, behind, coming, unavailable), "/ready").await;
+        assert_eq!(answer.status, code, "{why}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn copies_that_fall_behind_later_are_told_and_keep_nobody_from_being_served() {
+    let node = Arc::new(Fake::with(|status| {
+        status.was_whole = true;
+        (status.copies_behind, status.copies_coming) = (5, 5);
+        status.readings.shards =
+            ShardCounts { healthy: 244, catching_up: 12, ..ShardCounts::default() };
+    }));
+    let answer = get(&node, "/ready").await;
+    assert_eq!(answer.status, 200, "what they lack is asked of the primaries");
+    assert_eq!(answer.json()["checks"]["shards"], "12 catching up, 5 copies here not level yet");
+}
+
+#[tokio::test]
+async fn a_node_whose_log_failed_or_that_drains_or_was_removed_is_not_ready() {
+    let failed = Arc::new(Fake::with(|status| status.wal.failed = true));
+    let answer = get(&failed, "/ready").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["checks"]["wal"], "cannot be written; the node is stopping");
+    let why = "this node was removed from its cluster".to_owned();
+    for (phase, text) in [
+        (Phase::Draining, "draining: takes no new work"),
+        (Phase::Removed { why }, "removed: this node was removed from its cluster"),
+    ] {
+        let node = Arc::new(Fake::with(|status| status.phase = phase));
+        let answer = get(&node, "/ready").await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.json()["checks"]["node"], text);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_disk_is_named_and_keeps_nobody_away() {
+    let with_delay = |millis| {
         Arc::new(Fake::with(|status| {
-            status.copies_catching_up = here;
-            status.readings.shards =
-                ShardCounts { healthy: 244, catching_up: 12, ..ShardCounts::default() };
+            status.readings.disk_delay = std::time::Duration::from_millis(millis);
         }))
     };
-    let elsewhere = get(&catching_up(0), "/ready").await;
-    assert_eq!(elsewhere.status, 200, "or the coming of one node would take all out of service");
-    assert_eq!(elsewhere.json()["checks"]["shards"], "12 catching up");
-    let here = get(&catching_up(5), "/ready").await;
-    assert_eq!(here.status, 503);
-    assert_eq!(here.json()["checks"]["shards"], "12 catching up, 5 copies here not level yet");
+    let answer = get(&with_delay(499), "/ready").await;
+    assert_eq!(answer.json()["checks"]["wal"], "ok");
+    let answer = get(&with_delay(3_070), "/ready").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["checks"]["wal"], "slow: writes wait 3.1 s for the disk");
 }
 
 #[tokio::test]
@@ -125,6 +197,7 @@ async fn the_cluster_is_this_node_alone_in_the_shape_of_the_contract() {
             "cluster_id": "c0ffee",
             "epoch": 4,
             "leader": "n1",
+            "leaderless_since": null,
             "members": [{
                 "node_id": "n1", "status": "alive", "client_addr": "127.0.0.1:7700",
                 "gossip_addr": null, "zone": "z1", "region": "",
@@ -184,8 +257,15 @@ async fn the_members_of_a_cluster_are_shown_as_the_node_knows_them() {
     assert_eq!(cluster["members"][1]["leader"], true);
     assert_eq!(cluster["members"][2]["status"], "dead");
     assert_eq!(cluster["members"].as_array().unwrap().len(), 3);
+    assert_eq!(cluster["leaderless_since"], Value::Null);
     node.status.lock().leader = None;
-    assert_eq!(get(&node, "/cluster").await.json()["leader"], Value::Null, "none is known");
+    node.status.lock().leaderless_for = Some(Duration::from_secs(3_600));
+    let cluster = get(&node, "/cluster").await.json();
+    assert_eq!(cluster["leader"], Value::Null, "none is known");
+    let since = cluster["leaderless_since"].as_str().unwrap();
+    assert_eq!(since.len(), "2026-01-01T00:00:00Z".len(), "{since}");
+    let since = humantime::parse_rfc3339(since).unwrap().elapsed().unwrap();
+    assert!((3_599..3_660).contains(&since.as_secs()), "{since:?}");
     for (status, word) in [(MemberStatus::Joining, "joining"), (MemberStatus::Leaving, "leaving")] {
         assert_eq!(json!(status), word);
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::hello::{HELLO_BYTES_MAX, MAGIC, VERSION, with_head};
 use super::*;
+use crate::topology::Roster;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 /// That the first, dialling the second, is refused for that; both count it, and both directions
@@ -83,6 +84,65 @@ async fn a_second_node_of_the_same_name_is_refused_and_the_first_stays() {
     assert_eq!(one.call(2, ECHO, b"first").await.unwrap(), "first");
     drop(one);
     copy.until_up(2).await;
+}
+
+/// What is known of numbers after so many were given to members, of whom these are left.
+fn roster(members: &[u64], next: u64) -> Roster {
+    Roster { members: members.iter().copied().map(NodeId).collect(), next: NodeId(next) }
+}
+
+#[tokio::test]
+async fn a_member_that_is_removed_is_told_so_once_what_it_asked_is_answered() {
+    for secrets in [&["s"][..], &[]] {
+        let one = member(1).secrets(secrets).start().await;
+        let two = member(2).secrets(secrets).start().await;
+        two.transport.set_roster(roster(&[1, 2], 3));
+        one.dial(&[(2, &two.addr())]);
+        one.until_up(2).await;
+        assert_eq!(*one.transport.removed_by().borrow(), None);
+        let (late, ()) = tokio::join!(one.call(2, LATE, b"asked as a member"), async {
+            one.call(2, ECHO, b"").await.expect("the one before is under way now");
+            two.transport.set_roster(roster(&[2], 3));
+        });
+        assert_eq!(late.unwrap(), "asked as a member");
+        assert_eq!(one.until_down(2).await, Down::Rejected(Refusal::Removed));
+        let by = one.transport.removed_by().borrow().clone().expect("it was told");
+        assert!(by.starts_with("node2 ("), "{by}");
+        two.until_refused(Refusal::Removed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_after_it_was_removed_is_told_so_and_not_listened_to() {
+    let two = member(2).start().await;
+    two.transport.set_roster(roster(&[2, 3], 4));
+    let linked = member(1).start().await;
+    linked.dial(&[(2, &two.addr())]);
+    let mut told = linked.transport.removed_by();
+    timeout(LONG, told.wait_for(Option::is_some)).await.expect("its link is told").unwrap();
+    let knocking = member(1).start().await;
+    let knock = knocking.knock(&two.addr(), ECHO, b"").await;
+    assert!(matches!(knock, Err(KnockError::Rejected(Refusal::Removed))), "{knock:?}");
+    assert_eq!(knocking.transport.removed_by().borrow().as_deref(), Some("node2"));
+    assert!(two.inbox.frames.lock().is_empty());
+    // One that this node has not seen given yet may be a newcomer's.
+    let newcomer = member(4).start().await;
+    newcomer.dial(&[(2, &two.addr())]);
+    newcomer.until_up(2).await;
+    assert_eq!(newcomer.call(2, ECHO, b"new").await.unwrap(), "new");
+    assert_eq!(*newcomer.transport.removed_by().borrow(), None);
+}
+
+/// Whoever sits at a member's old address could say so.
+#[tokio::test]
+async fn who_has_not_proved_to_know_the_secret_cannot_tell_a_node_that_it_was_removed() {
+    let one = member(1).start().await;
+    let imposter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.dial(&[(2, &imposter.local_addr().unwrap().to_string())]);
+    let (mut stream, _) = imposter.accept().await.unwrap();
+    stream.write_all(&with_head(VERSION, 4, &[Refusal::Removed.code()])).await.unwrap();
+    assert_eq!(one.until_down(2).await, Down::Rejected(Refusal::Removed));
+    assert_eq!(*one.transport.removed_by().borrow(), None);
 }
 
 #[tokio::test]

@@ -51,7 +51,8 @@ impl Cluster {
         cluster.started().await
     }
 
-    async fn started(mut self) -> Self {
+    /// Starts the nodes that were laid out; waits until all is healthy.
+    pub(crate) async fn started(mut self) -> Self {
         self.nodes.iter_mut().for_each(Node::spawn);
         self.wait_ready().await;
         self.wait_healthy(PATIENCE).await;

@@ -8,6 +8,8 @@ mod record;
 mod stalls;
 mod view;
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(crate) use cluster::Cluster;
@@ -39,6 +41,24 @@ pub(crate) async fn eventually<T>(
         }
         tokio::time::sleep(LOOK_PACE).await;
     }
+}
+
+/// What makes the disk of a node slow (`Node::preload`, `Node::set_fsync`), compiled; `None`, and
+/// said so, where that cannot be.
+pub(crate) fn slow_disk(test: &str) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/support/slow_disk.c");
+    let shim = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slow_disk.so");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(&source);
+    match compiler.status() {
+        _ if !cfg!(target_env = "gnu") => println!("SKIP {test}: nothing can be preloaded here"),
+        Ok(status) => {
+            assert!(status.success(), "cc: {status}");
+            return Some(shim);
+        }
+        Err(error) => println!("SKIP {test}: no C compiler (cc): {error}"),
+    }
+    None
 }
 
 /// A client that keeps its connections and asks nobody but those it is told to.

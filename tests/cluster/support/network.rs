@@ -106,10 +106,14 @@ impl Network {
 
     /// Cuts a node off from the other nodes; the test still reaches it.
     pub(crate) fn cut(&self, index: usize, cut: Cut) {
-        let others: Vec<String> = (0..self.count)
-            .filter(|other| *other != index)
-            .map(|other| self.host(other).to_string())
-            .collect();
+        let others: Vec<usize> = (0..self.count).filter(|other| *other != index).collect();
+        self.cut_from(index, &others, cut);
+    }
+
+    /// Cuts a node off from some of the other nodes.
+    pub(crate) fn cut_from(&self, index: usize, others: &[usize], cut: Cut) {
+        let others: Vec<String> =
+            others.iter().map(|other| self.host(*other).to_string()).collect();
         let others = others.join(", ");
         let mut rules = "table inet cut {\n".to_owned();
         if cut != Cut::Speaking {
@@ -125,6 +129,13 @@ impl Network {
             );
         }
         self.nft(index, &(rules + "}\n"));
+    }
+
+    /// Keeps all datagrams from reaching a node.
+    pub(crate) fn drop_udp(&self, index: usize) {
+        let chain =
+            "chain datagrams {\ntype filter hook input priority 0\nmeta l4proto udp drop\n}";
+        self.nft(index, &format!("table inet cut {{\n{chain}\n}}\n"));
     }
 
     /// Takes back what [`Network::cut`] did to a node.

@@ -24,10 +24,13 @@ const TAIL_LINES: usize = 60;
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) host: Ipv4Addr,
+    peer_port: u16,
     dir: PathBuf,
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
     namespace: Option<String>,
+    /// What is preloaded into its process.
+    preload: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -48,7 +51,19 @@ impl Node {
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        Self { name: name.to_owned(), host, dir, settings, namespace, child: None }
+        let (name, peer_port, preload) = (name.to_owned(), PEER_PORT, None);
+        Self { name, host, peer_port, dir, settings, namespace, preload, child: None }
+    }
+
+    /// Gives it another address, for the next start.
+    pub(crate) fn move_to(&mut self, host: Ipv4Addr, peer_port: u16) {
+        assert!(self.child.is_none(), "{} runs", self.name);
+        (self.host, self.peer_port) = (host, peer_port);
+        self.set(&json!({
+            "bind_addr": format!("{host}:{CLIENT_PORT}"),
+            "gossip_bind_addr": format!("{host}:{peer_port}"),
+            "health_addr": format!("{host}:{OPS_PORT}"),
+        }));
     }
 
     /// Changes settings, for the next start or reload. `null` takes one back.
@@ -74,11 +89,34 @@ impl Node {
     }
 
     pub(crate) fn peer_addr(&self) -> String {
-        format!("{}:{PEER_PORT}", self.host)
+        format!("{}:{}", self.host, self.peer_port)
     }
 
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// What `aegiskv status` says of it.
+    pub(crate) fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
+        command.args(["status", "--ops-addr", &format!("{}:{OPS_PORT}", self.host)]);
+        command.args(["--addr", &self.client_addr()]);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// Has what `slow_disk` made preloaded from the next start on.
+    pub(crate) fn preload(&mut self, shim: &Path) {
+        self.preload = Some(shim.to_owned());
+    }
+
+    /// From now on an fsync takes so much longer.
+    pub(crate) fn set_fsync(&self, takes: Duration) {
+        assert!(self.preload.is_some(), "nothing is preloaded");
+        let path = self.dir.join("fsync");
+        fs::write(path.with_extension("new"), takes.as_millis().to_string()).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
     }
 
     /// Starts the process, without waiting for anything.
@@ -99,6 +137,9 @@ impl Node {
         };
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("RUST_LOG");
+        if let Some(shim) = &self.preload {
+            command.env("LD_PRELOAD", shim).env("SLOW_DISK", self.dir.join("fsync"));
+        }
         // What is said to the tests is no setting of a node's.
         for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
             command.env_remove(told);
@@ -162,6 +203,12 @@ impl Node {
     /// SIGTERM, and its end in order, awaited so that load in this process goes on.
     pub(crate) async fn stop(&mut self, within: Duration) {
         self.signal(Signal::SIGTERM);
+        let status = self.end(within).await;
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+    }
+
+    /// Its end, awaited.
+    pub(crate) async fn end(&mut self, within: Duration) -> ExitStatus {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.ended() {
@@ -171,7 +218,7 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         self.child = None;
-        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log_tail());
+        status
     }
 
     /// Takes all its data away.
