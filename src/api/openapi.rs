@@ -250,20 +250,25 @@ impl Operations {
         let content = Content::new(Some(schemas::object()));
         let response = response("This document").content("application/json", content);
         let operation = operation("openapi", "Describe the API").response("200", response);
-        operation
-            .response("400", refusal(Kind::Malformed))
-            .response("429", refusal(Kind::RateLimited))
-            .build()
+        self.open(operation)
     }
 
     fn welcome(&self) -> Operation {
         let response =
             response("Name and version").content("application/json", reference("Welcome"));
         let operation = operation("welcome", "Say who answers").response("200", response);
-        operation
+        self.open(operation)
+    }
+
+    /// Adds what may go wrong with what anybody may ask, token or not.
+    fn open(&self, operation: OperationBuilder) -> Operation {
+        let operation = operation
             .response("400", refusal(Kind::Malformed))
-            .response("429", refusal(Kind::RateLimited))
-            .build()
+            .response("429", refusal(Kind::RateLimited));
+        match self.needs_token {
+            true => operation.build(),
+            false => operation.response("403", refusal(Kind::Forbidden)).build(),
+        }
     }
 
     /// Adds what may go wrong, and what it takes to be let in.

@@ -164,6 +164,7 @@ async fn serve(
         reload_ok: AtomicBool::new(true),
         refusals_told: Mutex::default(),
         reloading: tokio::sync::Mutex::new(()),
+        reloaded: tokio::sync::Notify::new(),
     });
     let ops_stop = CancellationToken::new();
     let ops_task =
@@ -296,6 +297,8 @@ async fn run_until_end(
                 Told::Stop => return Ok(End::Told),
                 Told::Reload => drop(node.reload_now().await),
             },
+            // Also by port 7702.
+            () = node.reloaded.notified() => {}
             removed = &mut removal, if node.removed.get().is_none() => {
                 node.was_removed(removed);
                 tokio::time::sleep(LAST_ANSWERS).await;

@@ -54,6 +54,8 @@ pub(super) struct Node {
     pub(super) refusals_told: Mutex<BTreeMap<Refusal, u64>>,
     /// One reload at a time.
     pub(super) reloading: tokio::sync::Mutex<()>,
+    /// For whoever goes by the configuration and waits for something else.
+    pub(super) reloaded: tokio::sync::Notify,
 }
 
 impl Node {
@@ -248,6 +250,7 @@ impl Node {
         }
         apply_live(self, &new.config, files.connections, tls, peer_tls);
         *self.loaded.lock() = new;
+        self.reloaded.notify_one();
         let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
         Ok(Reloaded {
             applied: names(reloaded.applied),

@@ -57,6 +57,21 @@ async fn what_changes_while_a_node_starts_holds_once_it_has_started() {
     eventually(async || refused(&node_b, "other_cluster").await > 0.0, "a knock").await;
 }
 
+pub(super) async fn when_removed() {
+    let (mut homes, mut nodes) = nodes(3, json!({ "when_removed": "stay" })).await;
+    nodes.pop().unwrap().kill();
+    let remove = || http().post(nodes[0].ops_url("/admin/nodes/n2/remove")).send();
+    eventually(async || remove().await.unwrap().status() == 200, "its removal").await;
+    let mut removed = homes[2].spawn();
+    let knows = async || {
+        let Ok(answer) = http().get(removed.ops_url("/ready")).send().await else { return false };
+        answer.text().await.unwrap().contains("removed: ")
+    };
+    eventually(knows, "word of its removal").await;
+    reload(&mut homes[2], &removed, json!({ "when_removed": "exit" })).await;
+    assert_eq!(removed.wait(PATIENCE).code(), Some(10));
+}
+
 pub(super) async fn read_quorum() {
     let (mut homes, mut nodes) = nodes(2, json!({ "replication_factor": 2 })).await;
     assert_eq!(put(&nodes[0], "a", 1).await, 201);
