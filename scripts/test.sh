@@ -147,7 +147,7 @@ mkdir -p "$logs"
 static_checks
 if [[ ${1:-all} != check ]]; then
     part unit 1500 bash -c 'tests --lib --bins --test tidy'
-    part integration 1800 bash -c 'tests "$@"' tests $(integration_tests)
+    part integration 3300 bash -c 'tests "$@"' tests $(integration_tests)
     # Optimised, since it runs thousands of histories; with the rules that can be broken on purpose.
     part simulation 2100 env AEGIS_SEEDS="${AEGIS_SEEDS:-5000}" bash -c 'tests "$@"' tests \
         --cargo-profile simulation --features mutations --test simulation --success-output final

@@ -123,6 +123,20 @@ fn usual_disk_delay(sight: &Sight) -> u32 {
     delays.get(delays.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }
 
+fn is_far_off(delay_ms: u32, usual_ms: u32) -> bool {
+    delay_ms > usual_ms.saturating_mul(DISK_SLOW_TIMES)
+}
+
+fn is_late(delay_ms: u32, usual_ms: u32) -> bool {
+    delay_ms > DISK_SLOW_MS && is_far_off(delay_ms, usual_ms)
+}
+
+/// Whether a node's disk takes much longer than most others' at this moment, by a fresh report.
+pub(super) fn has_late_disk(sight: &Sight, node: NodeId) -> bool {
+    evidence::fresh_report(sight, node)
+        .is_some_and(|report| is_late(report.disk_delay_ms, usual_disk_delay(sight)))
+}
+
 impl Course {
     fn assess(
         &mut self,
@@ -194,14 +208,13 @@ impl Course {
             return;
         }
         let (delay_ms, now) = (sight.reports[&node].disk_delay_ms, sight.now);
-        let is_far_off = delay_ms > usual_ms.saturating_mul(DISK_SLOW_TIMES);
-        let is_late = delay_ms > DISK_SLOW_MS && is_far_off;
+        let is_late = is_late(delay_ms, usual_ms);
         self.disk_late_since = is_late.then(|| self.disk_late_since.unwrap_or(now));
         let was_slow = self.is_disk_slow;
         self.is_disk_slow = match self.disk_late_since {
             Some(since) => was_slow || now.saturating_sub(since) >= DISK_SLOW_AFTER,
             // Where the others' have become as slow, it need not stand back for them.
-            None => was_slow && is_far_off && delay_ms > DISK_WELL_MS,
+            None => was_slow && is_far_off(delay_ms, usual_ms) && delay_ms > DISK_WELL_MS,
         };
         if self.is_disk_slow && !was_slow {
             self.flaps += 1;

@@ -1,7 +1,9 @@
-//! Whether another voter should lead the topology, because it is better connected than the leader.
+//! Whether another voter should lead the topology, because it is better connected than the leader, or
+//! has a disk that does not keep decisions waiting.
 //!
 //! Everything that the leader says to members that it has no connection to goes by way of others; so
-//! whoever has most connections leads best. Patient on purpose: a transfer costs a moment without a
+//! whoever has most connections leads best. Nothing is decided before the leader's own disk has it.
+//! Patient on purpose: a transfer costs a moment without a
 //! leader.
 
 use std::cmp::Reverse;
@@ -9,6 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::evidence::fresh_report;
+use super::health::has_late_disk;
 use super::sight::{Link, Sight};
 use crate::topology::NodeId;
 
@@ -65,17 +68,18 @@ impl Transfer {
     }
 }
 
-/// With how many voters, and then with how many nodes, a node is connected both ways, as far as
-/// fresh reports tell.
-fn rank(sight: &Sight, voters: &BTreeSet<NodeId>, node: NodeId) -> (usize, usize) {
-    let Some(report) = fresh_report(sight, node) else { return (0, 0) };
+/// With how many voters a node is connected both ways, whether its disk is as quick as others', and
+/// with how many nodes it is connected, as far as fresh reports tell.
+fn rank(sight: &Sight, voters: &BTreeSet<NodeId>, node: NodeId) -> (usize, bool, usize) {
+    let Some(report) = fresh_report(sight, node) else { return (0, false, 0) };
     let answers = |other: NodeId| {
         let back = fresh_report(sight, other).and_then(|report| report.reachable.get(&node));
         !matches!(back, Some(Link::Down { .. }))
     };
     let up = report.reachable.iter().filter(|(_, link)| **link == Link::Up);
     let connected: Vec<NodeId> = up.map(|(other, _)| *other).filter(|o| answers(*o)).collect();
-    (connected.iter().filter(|other| voters.contains(other)).count(), connected.len())
+    let has_voters = connected.iter().filter(|other| voters.contains(other)).count();
+    (has_voters, !has_late_disk(sight, node), connected.len())
 }
 
 #[cfg(test)]
@@ -136,6 +140,30 @@ mod tests {
         assert_eq!(given(0, &dead, &[2, 3, 4]), None, "nobody reaches node 5");
         assert_eq!(given(0, &[(2, 3), (3, 2)], &[2, 3, 4]), None, "followers apart");
         assert_eq!(given(0, &APART, &[]), None, "the others' logs are behind");
+    }
+
+    #[test]
+    fn a_leader_with_a_slow_disk_gives_the_topology_to_one_that_is_as_well_connected() {
+        let given = |down: &[(u64, u64)], delays: [u32; 5]| {
+            let mut transfer = Transfer::default();
+            let (voters, successors) = (nodes(&[1, 2, 3, 4]), nodes(&[2, 3, 4]));
+            (100..120).find_map(|now| {
+                let mut sight = sight(seconds(now), down);
+                for (node, disk_delay_ms) in (1..).zip(delays) {
+                    let report =
+                        Report { disk_delay_ms, ..(*sight.reports[&NodeId(node)]).clone() };
+                    sight.reports.insert(NodeId(node), Arc::new(report));
+                }
+                let to = transfer.plan(&sight, seconds(0), &voters, &successors)?;
+                Some((now, to.0))
+            })
+        };
+        assert_eq!(given(&[], [3_000, 4_000, 5, 5, 5]), Some((103, 3)));
+        assert_eq!(given(&[], [450, 5, 5, 5, 5]), None);
+        assert_eq!(given(&[], [3_000, 900, 2_000, 900, 5]), None, "the others are hardly better");
+        let apart: Vec<(u64, u64)> =
+            [(2, 3), (2, 4), (3, 4)].into_iter().flat_map(|(a, b)| [(a, b), (b, a)]).collect();
+        assert_eq!(given(&apart, [3_000, 5, 5, 5, 5]), None, "only the leader reaches all");
     }
 
     #[test]

@@ -203,8 +203,8 @@ impl Watch {
 
     /// This process did not run for that long: nobody's silence in that time counts.
     pub(super) fn excuse(&mut self, span: Duration, now: Instant) {
+        let excused = |at: Instant| (at + span).min(now);
         for watched in self.nodes.values_mut() {
-            let excused = |at: Instant| (at + span).min(now);
             watched.heard = excused(watched.heard);
             watched.heard_here = watched.heard_here.map(excused);
         }

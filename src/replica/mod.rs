@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, Position, RequestId, ShardId, Timestamp, Version};
+use crate::entry::{Key, Position, RequestId, ShardId, Timestamp, Version};
 use crate::metrics::Metrics;
 use crate::shard::{
-    self, Answer, Envelope, Event, Logged, Need, Operation, Ordered, Outputs, Part, Placement,
-    Refused, Request, Settled, Shard, Staged,
+    Answer, Envelope, Event, Logged, Need, Operation, Ordered, Outputs, Part, Placement, Refused,
+    Request, Settled, Shard, Staged,
 };
-use crate::store::{self, Budget, Lookup, View};
+use crate::store::{Budget, Lookup, View};
 use crate::topology::{Configuration, NodeId, Seat};
 use crate::wal::{self, FRAME_BYTES_MAX, Lsn};
 
@@ -258,7 +258,7 @@ impl Replica {
         work: &mut Work,
     ) -> Result<(Ordered, Option<Wait>), Refusal> {
         let key = &request.key;
-        let size = entry_bytes(key, &request.operation);
+        let size = room::entry_bytes(key, &request.operation);
         if size > 0 && self.budget().would_exceed_limit(size) {
             // What the key holds already is freed by the write; a counter stays the size it is.
             let slot = self.copies.of_key(key.as_bytes());
@@ -589,15 +589,4 @@ fn check_size(request: &Request) -> Result<(), Refusal> {
     };
     let bytes = bytes + request.key.as_bytes().len() + RECORD_BYTES;
     if bytes > FRAME_BYTES_MAX { Err(wal::Error::TooLarge { bytes }.into()) } else { Ok(()) }
-}
-
-/// Bytes that the entry occupies which the operation may leave behind; 0 if it leaves none anew.
-fn entry_bytes(key: &Key, operation: &Operation) -> u64 {
-    let size =
-        |content_type, value| store::size_of_entry(key.as_bytes().len(), content_type, value);
-    match operation {
-        Operation::Put { value, content_type, .. } => size(content_type.len(), value.len()),
-        Operation::Incr { .. } => size(CONTENT_TYPE_BYTES_MAX, shard::INTEGER_BYTES_MAX),
-        Operation::Delete | Operation::Touch { .. } | Operation::Note(_) => 0,
-    }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::entry::{ShardId, Timestamp};
-use crate::shard::Outputs;
-use crate::store::{Budget, EvictionPolicy};
+use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, ShardId, Timestamp};
+use crate::shard::{self, Operation, Outputs};
+use crate::store::{self, Budget, EvictionPolicy};
 use crate::wal;
 
 use super::{Refusal, Replica, Work};
@@ -142,5 +142,16 @@ impl Replica {
         self.metrics.evictions.inc_by(evicted as u64);
         self.metrics.expired.inc_by(expired as u64);
         Ok(before.saturating_sub(slot.shard.table().bytes()))
+    }
+}
+
+/// Bytes that the entry occupies which the operation may leave behind; 0 if it leaves none anew.
+pub(super) fn entry_bytes(key: &Key, operation: &Operation) -> u64 {
+    let size =
+        |content_type, value| store::size_of_entry(key.as_bytes().len(), content_type, value);
+    match operation {
+        Operation::Put { value, content_type, .. } => size(content_type.len(), value.len()),
+        Operation::Incr { .. } => size(CONTENT_TYPE_BYTES_MAX, shard::INTEGER_BYTES_MAX),
+        Operation::Delete | Operation::Touch { .. } | Operation::Note(_) => 0,
     }
 }

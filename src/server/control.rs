@@ -136,7 +136,10 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             let (voters, successors) = cluster.consensus().successors();
             if let Some(next) = transfer.plan(&sight, elected, &voters, &successors) {
                 let next_name = topology.name(next);
-                tracing::info!("{next_name} is better connected; it is asked to lead the topology");
+                tracing::info!(
+                    "{next_name} is better connected, or has the faster disk; it is asked to lead the \
+                     topology"
+                );
                 cluster.consensus().hand_over(next).await;
             }
             let plan = controller.plan(&topology, &sight, &cluster.settings().controller);

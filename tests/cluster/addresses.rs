@@ -1,174 +1,143 @@
-//! Nodes that come back at other addresses: one, several or all at once, told of by nobody but
-//! themselves.
+//! Nodes come back at other addresses, one or all at once: the others find them, and nothing is
+//! lost.
 
-use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::support::{Cluster, Network, Node, PATIENCE, eventually};
+use crate::support::{Loss, Network, PATIENCE, Traffic, Trial, wants_all_cases};
 
-const KEYS: usize = 60;
+/// A leader is agreed on so soon after the start of nodes that have moved.
+const LEADER_WITHIN: Duration = Duration::from_secs(15);
 
-/// How a node's address changes.
-#[derive(Clone, Copy, Debug)]
+/// What is left to do then is done so soon.
+const WRITABLE_WITHIN: Duration = Duration::from_secs(3);
+
+/// How nodes come by their new addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Move {
-    /// Another port of the same address.
-    Port,
-    /// Another address, the same port.
-    Address,
+    /// Another host.
+    Host,
+    /// Another port between nodes, the host as before.
+    Port(u16),
+    /// Two take each other's place.
+    Swap,
 }
 
-fn quick() -> Value {
-    json!({ "gossip_interval": "200ms" })
+/// Whose configuration names the new places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nobody,
+    All,
+    /// Each but the first is told where the one before it is, and of nobody else.
+    Chain,
 }
 
-async fn filled(mut cluster: Cluster) -> Cluster {
-    cluster.wait_healthy(PATIENCE).await;
-    for n in 0..KEYS {
-        let answer = cluster.put(n % 3, &format!("k{n}"), &format!("v{n}")).await;
-        assert_eq!(answer.status(), 201, "k{n}");
+/// Ends nodes and starts them somewhere else.
+async fn change_address(trial: &mut Trial, what: &str, nodes: &[usize], to: Move, told: Told) {
+    println!("{what}: {nodes:?}");
+    for node in nodes {
+        trial.load.disturb(*node, || trial.cluster.nodes[*node].kill());
     }
-    cluster
-}
-
-/// Gives an ended node another address.
-fn move_node(node: &mut Node, how: Move) {
-    let [a, b, c, d] = node.host.octets();
-    match how {
-        Move::Port => node.move_to(node.host, 7801),
-        Move::Address => node.move_to(Ipv4Addr::new(a, b, c, d + 100), 7701),
-    }
-}
-
-/// Ends these nodes, and starts them at other addresses, which their seeds name if they are told.
-async fn move_all(cluster: &mut Cluster, moved: &[usize], how: Move, are_told: bool) {
-    for index in moved {
-        cluster.nodes[*index].kill();
-        move_node(&mut cluster.nodes[*index], how);
-    }
-    let addrs: Vec<String> = cluster.nodes.iter().map(Node::peer_addr).collect();
-    for index in moved {
-        if are_told {
-            cluster.nodes[*index].set(&json!({ "addrs": addrs }));
+    let hosts: Vec<_> = nodes.iter().map(|node| trial.cluster.nodes[*node].host).collect();
+    for (node, (host, other)) in nodes.iter().zip(hosts.iter().zip(hosts.iter().rev())) {
+        match to {
+            Move::Host => trial.cluster.readdress(*node),
+            Move::Port(port) => trial.cluster.nodes[*node].move_to(*host, port),
+            Move::Swap => trial.cluster.nodes[*node].move_to(*other, 7701),
         }
-        cluster.nodes[*index].spawn();
     }
-}
-
-/// Waits until there is a leader, all is healthy, and the topology has every node where it is.
-async fn is_whole(cluster: &mut Cluster, what: &str) {
-    let began = Instant::now();
-    let leader = cluster.leader().await;
-    println!("{what}: node{} leads {:?} after the start", leader + 1, began.elapsed());
-    cluster.wait_ready().await;
-    cluster.wait_healthy(PATIENCE).await;
-    let expected: Vec<String> = cluster.nodes.iter().map(Node::peer_addr).collect();
-    eventually("the topology has every node where it is", PATIENCE, async || {
-        for index in 0..expected.len() {
-            let view = cluster.ops(index, "/cluster").await?;
-            let members = view["members"].as_array().cloned().unwrap_or_default();
-            let mut found: Vec<&str> =
-                members.iter().filter_map(|member| member["gossip_addr"].as_str()).collect();
-            let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
-            found.sort_unstable();
-            expected.sort_unstable();
-            if found != expected {
-                return Err(format!("{found:?} instead of {expected:?}"));
+    match told {
+        Told::Nobody => {}
+        Told::All => trial.cluster.list_each_other(),
+        Told::Chain => {
+            for node in 1..3 {
+                let before = trial.cluster.nodes[node - 1].peer_addr();
+                trial.cluster.nodes[node].set(&json!({ "addrs": [before] }));
             }
         }
-        Ok(())
-    })
-    .await;
-    for n in 0..KEYS {
-        let value = cluster.get(n % 3, &format!("k{n}")).await;
-        assert_eq!(value, Some(format!("v{n}")), "k{n}");
     }
-    for node in 0..3 {
-        let answer = cluster.put(node, "afterwards", what).await;
-        assert!(answer.status().is_success(), "{}", answer.status());
+    trial.load.targets.follow(&trial.cluster);
+    for node in nodes {
+        trial.cluster.nodes[*node].spawn();
     }
-    cluster.wait_equal(PATIENCE).await;
+    is_whole_again(trial, what, nodes).await;
 }
 
-async fn moved_at_once(moved: &[usize], how: Move) {
-    let mut cluster = filled(Cluster::start(3, quick()).await).await;
-    move_all(&mut cluster, moved, how, true).await;
-    is_whole(&mut cluster, &format!("{moved:?} moved by {how:?}")).await;
+async fn is_whole_again(trial: &mut Trial, what: &str, nodes: &[usize]) {
+    let began = Instant::now();
+    trial.cluster.wait_ready().await;
+    trial.cluster.leader().await;
+    let took = began.elapsed();
+    println!("{what}: a leader after {took:?}");
+    assert!(took <= LEADER_WITHIN, "{what}: a leader only after {took:?}");
+    for node in nodes {
+        trial.load.is_over(*node);
+    }
+    trial.assert_writable(&[0, 1, 2], what, WRITABLE_WITHIN).await;
+    trial.assert_all_there(&[0, 1, 2], what).await;
+    trial.assert_all_vote(what).await;
+    trial.assert_known_where_they_are(what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_come_back_at_other_ports_at_once() {
-    moved_at_once(&[0, 1, 2], Move::Port).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_come_back_at_other_addresses_at_once() {
-    moved_at_once(&[0, 1, 2], Move::Address).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_of_three_move_at_once_and_only_the_third_is_where_it_was() {
-    let mut cluster = filled(Cluster::start(3, quick()).await).await;
-    let leader = cluster.leader().await;
-    let moved = [leader, cluster.others(leader)[0]];
-    move_all(&mut cluster, &moved, Move::Address, false).await;
-    is_whole(&mut cluster, "the leader and another moved").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_move_one_after_the_other_and_nobody_is_told() {
-    let mut cluster = filled(Cluster::start(3, quick()).await).await;
-    for (index, how) in [(0, Move::Port), (2, Move::Address), (1, Move::Address)] {
-        move_all(&mut cluster, &[index], how, false).await;
-        is_whole(&mut cluster, &format!("node{} moved", index + 1)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_nodes_come_back_at_each_others_addresses() {
-    let mut cluster = filled(Cluster::start(3, quick()).await).await;
-    let (one, two) = (cluster.nodes[0].host, cluster.nodes[1].host);
-    for (index, host) in [(0, two), (1, one)] {
-        cluster.nodes[index].kill();
-        cluster.nodes[index].move_to(host, 7701);
-    }
-    cluster.nodes[..2].iter_mut().for_each(Node::spawn);
-    is_whole(&mut cluster, "node1 and node2 changed places").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_move_at_once_while_no_datagram_arrives_anywhere() {
-    let test = "nodes that move without UDP";
-    let Some(network) = Network::for_test(test, 3) else { return };
-    let mut cluster = filled(Cluster::start_in(network, 3, quick()).await).await;
-    cluster.nodes.iter_mut().for_each(Node::kill);
-    for index in 0..3 {
-        cluster.network().drop_udp(index);
-        move_node(&mut cluster.nodes[index], Move::Port);
-    }
-    // A chain: the first is told of nobody new.
-    let addrs: Vec<String> = cluster.nodes.iter().map(Node::peer_addr).collect();
-    for index in 0..3 {
-        if index > 0 {
-            cluster.nodes[index].set(&json!({ "addrs": [addrs[index - 1]] }));
-        }
-        cluster.nodes[index].spawn();
-    }
-    let leader = cluster.leader().await;
-    println!("node{} leads", leader + 1);
-    for n in 0..KEYS {
-        eventually("what was written is there", PATIENCE, async || {
-            let url = cluster.nodes[n % 3].url(&format!("/v1/kv/k{n}"));
-            let answer = cluster.http.get(url).send().await.map_err(|error| error.to_string())?;
-            let status = answer.status();
-            let value = answer.text().await.map_err(|error| error.to_string())?;
-            if value == format!("v{n}") { Ok(()) } else { Err(format!("{status}: {value}")) }
-        })
+async fn nodes_that_come_back_elsewhere_are_found() {
+    let mut trial = Trial::start(None, 3).await;
+    let roles = trial.leader_first().await;
+    change_address(&mut trial, "the leader and another", &roles[..2], Move::Host, Told::Nobody)
         .await;
+    let roles = trial.leader_first().await;
+    change_address(&mut trial, "both others", &roles[1..], Move::Port(7801), Told::Nobody).await;
+    change_address(&mut trial, "all", &[0, 1, 2], Move::Host, Told::All).await;
+    let roles = trial.leader_first().await;
+    let two = [roles[0], roles[1]];
+    change_address(&mut trial, "two, each to the other's", &two, Move::Swap, Told::Nobody).await;
+    if wants_all_cases() {
+        change_address(&mut trial, "all, other ports", &[0, 1, 2], Move::Port(7802), Told::All)
+            .await;
+        let leader = trial.cluster.leader().await;
+        change_address(&mut trial, "the leader", &[leader], Move::Host, Told::Nobody).await;
+        let roles = trial.leader_first().await;
+        change_address(&mut trial, "a follower", &roles[1..2], Move::Host, Told::Nobody).await;
     }
-    for index in 0..3 {
-        cluster.network().heal(index);
+    trial.end().await;
+}
+
+/// Configurations name where the nodes were first; whoever comes last finds nobody there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_move_one_after_the_other_are_found_though_no_list_is_changed() {
+    let mut trial = Trial::start(None, 3).await;
+    for node in 0..3 {
+        trial.load.disturbance_begins(node);
+        trial.cluster.nodes[node].stop(PATIENCE).await;
+        trial.load.clients_are_told(node);
+        trial.cluster.readdress(node);
+        trial.load.targets.follow(&trial.cluster);
+        trial.cluster.nodes[node].spawn();
+        is_whole_again(&mut trial, "one after the other", &[node]).await;
+        trial.cluster.wait_healthy(PATIENCE).await;
     }
-    is_whole(&mut cluster, "all moved without UDP").await;
+    trial.end().await.assert_only_in_flight_failed();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_move_while_a_link_is_cut_or_no_datagram_arrives_are_found() {
+    let Some(network) = Network::for_test("nodes that move while a link is cut", 3) else { return };
+    let mut trial = Trial::start(network, 3).await;
+    let roles = trial.leader_first().await;
+    trial.cluster.network().lose(Loss::between(Traffic::Any, roles[0], roles[1]));
+    trial.assert_writable(&[0, 1, 2], "a link is cut", WRITABLE_WITHIN).await;
+    let what = "an end of the link that is cut";
+    change_address(&mut trial, what, &roles[1..2], Move::Host, Told::Nobody).await;
+    change_address(&mut trial, "the third", &roles[2..], Move::Host, Told::Nobody).await;
+    let what = "the third and an end of the link";
+    change_address(&mut trial, what, &[roles[0], roles[2]], Move::Host, Told::All).await;
+    trial.cluster.network().mend();
+    trial.cluster.wait_healthy(PATIENCE).await;
+    let pairs = [(0, 1), (0, 2), (1, 2)];
+    let all = pairs.into_iter().flat_map(|(a, b)| Loss::between(Traffic::Udp, a, b));
+    trial.cluster.network().lose(all);
+    change_address(&mut trial, "all, without UDP", &[0, 1, 2], Move::Host, Told::Chain).await;
+    trial.cluster.network().mend();
+    trial.end().await;
 }

@@ -9,9 +9,11 @@
 mod addresses;
 mod birth;
 mod chaos;
+mod datagrams;
 mod disks;
 mod eviction;
 mod failover;
+mod links;
 mod memory;
 mod moves;
 mod partition;

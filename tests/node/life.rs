@@ -223,6 +223,37 @@ async fn a_reload_changes_what_it_may_and_a_broken_file_changes_nothing() {
     assert_eq!(status("first-token-of-this-test-0123456789").await, 401);
 }
 
+/// Makes a certificate by `aegiskv certs`.
+fn certs(dir: &std::path::Path, arguments: &[&str]) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
+    command.arg("certs").args(arguments).arg("--dir").arg(dir);
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[tokio::test]
+async fn a_reload_names_the_files_of_a_renewed_certificate() {
+    let mut home = Home::new(json!({}));
+    let pki = home.dir.path().join("pki");
+    certs(&pki, &["init"]);
+    certs(&pki, &["issue", "old", "--san", "localhost"]);
+    certs(&pki, &["issue", "new", "--san", "localhost"]);
+    let (cert, key) = (home.dir.path().join("node.crt"), home.dir.path().join("node.key"));
+    let install = |name: &str| {
+        fs::copy(pki.join(name).with_extension("crt"), &cert).unwrap();
+        fs::copy(pki.join(name).with_extension("key"), &key).unwrap();
+    };
+    install("old");
+    home.set(json!({ "tls_enabled": true, "tls_cert_file": cert, "tls_key_file": key }));
+    let node = home.start().await;
+    install("new");
+    for applied in [json!(["tls_cert_file", "tls_key_file"]), json!([])] {
+        let answer = http().post(node.ops_url("/admin/reload")).send().await.unwrap();
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["applied"], applied, "{body}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_under_way_is_finished_before_the_node_stops() {
     let home = Home::new(json!({ "drain_timeout": "10s" }));

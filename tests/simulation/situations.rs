@@ -79,6 +79,7 @@ pub(crate) fn voters_change(plan: &mut Plan) {
 /// Copies sleep while others order, and are looked at as soon as they wake.
 pub(crate) fn machines_stand_still(plan: &mut Plan) {
     begin(plan, &[Fault::Pause, Fault::Pause, Fault::CutOff], 30_000);
-    (plan.clients, plan.operations_each, plan.think_max) = (6, 6, 10_000);
-    (plan.lost, plan.tick, plan.oracle_pace, plan.moods.moves) = (0, 20_000, 10_000, 30);
+    (plan.clients, plan.operations_each, plan.keys) = (6, 20, 3);
+    (plan.think_max, plan.lost, plan.late, plan.tick) = (20_000, 60, 50, 20_000);
+    (plan.oracle_pace, plan.moods.moves) = (10_000, 30);
 }

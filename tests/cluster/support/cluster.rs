@@ -31,6 +31,8 @@ pub(crate) struct Cluster {
     network: Option<Network>,
     dir: Option<TempDir>,
     subnet: [u8; 3],
+    /// Ends the address that the next node gets that changes its own.
+    next_host: u8,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -84,15 +86,13 @@ impl Cluster {
             network,
             dir: Some(dir),
             subnet,
+            next_host: 100,
             _turn: turn,
         };
         for index in 0..count {
             cluster.add(&format!("node{}", index + 1), &settings);
         }
-        let addrs: Vec<String> = cluster.nodes.iter().map(Node::peer_addr).collect();
-        for node in &mut cluster.nodes {
-            node.set(&json!({ "addrs": addrs }));
-        }
+        cluster.list_each_other();
         if let Some(shards) = settings["num_shards"].as_u64() {
             cluster.num_shards = shards.try_into().unwrap();
         }
@@ -111,6 +111,25 @@ impl Cluster {
         node.set(settings);
         self.nodes.push(node);
         index
+    }
+
+    /// Has all nodes list each other, as they are reached now, from their next start on.
+    pub(crate) fn list_each_other(&mut self) {
+        let addrs: Vec<String> = self.nodes.iter().map(Node::peer_addr).collect();
+        for node in &mut self.nodes {
+            node.set(&json!({ "addrs": addrs }));
+        }
+    }
+
+    /// Gives a node that does not run an address that nobody has had for long.
+    pub(crate) fn readdress(&mut self, index: usize) {
+        let [a, b, c] = self.subnet;
+        let (old, new) = (self.nodes[index].host, Ipv4Addr::new(a, b, c, self.next_host));
+        self.next_host = if self.next_host == 250 { 100 } else { self.next_host + 1 };
+        self.nodes[index].move_to(new, PEER_PORT);
+        if let Some(network) = &self.network {
+            network.readdress(index, old, new);
+        }
     }
 
     /// Waits until every node that runs is ready.

@@ -3,10 +3,11 @@
 //!
 //! Each key has one writer, and its values count up. Two thirds of the writes go to one key over
 //! and over, under an `Idempotency-Key`, so that an attempt that comes late changes nothing; the
-//! rest go to keys of their own without one.
+//! rest go to keys of their own without one, or count one up.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -32,15 +33,21 @@ const VALUE_BYTES: usize = 100;
 
 /// Where to send operations, and where not just now: what a balancer in front of a cluster knows.
 pub(crate) struct Targets {
-    urls: Vec<String>,
+    urls: RwLock<Vec<String>>,
     down: Vec<AtomicBool>,
 }
 
 impl Targets {
     pub(crate) fn of(cluster: &Cluster) -> Arc<Self> {
-        let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url("")).collect();
-        let down = urls.iter().map(|_| AtomicBool::new(false)).collect();
-        Arc::new(Self { urls, down })
+        let down = cluster.nodes.iter().map(|_| AtomicBool::new(false)).collect();
+        let targets = Self { urls: RwLock::default(), down };
+        targets.follow(cluster);
+        Arc::new(targets)
+    }
+
+    /// The nodes are where the cluster has them now.
+    pub(crate) fn follow(&self, cluster: &Cluster) {
+        *self.urls.write().unwrap() = cluster.nodes.iter().map(|node| node.url("")).collect();
     }
 
     pub(crate) fn avoid(&self, node: usize) {
@@ -52,11 +59,11 @@ impl Targets {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.urls.len()
+        self.down.len()
     }
 
     pub(crate) fn url(&self, node: usize, path: &str) -> String {
-        format!("{}{path}", self.urls[node])
+        format!("{}{path}", self.urls.read().unwrap()[node])
     }
 
     /// The node itself if it is not to be avoided, else the next that is not.
@@ -80,7 +87,11 @@ pub(crate) struct Load {
 impl Load {
     /// Begins to put load on all nodes and shards of a cluster.
     pub(crate) async fn start(cluster: &Cluster) -> Self {
-        let keys = cluster.keys_of_shards(WRITERS_PER_SHARD).await;
+        Self::on(cluster, cluster.keys_of_shards(WRITERS_PER_SHARD).await)
+    }
+
+    /// The same with keys of shards that are known, one writer for each, and nobody else.
+    pub(crate) fn on(cluster: &Cluster, keys: BTreeMap<u16, Vec<String>>) -> Self {
         let targets = Targets::of(cluster);
         let (began, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
         let http = http();
@@ -182,9 +193,10 @@ impl Writer {
         while !stop.load(Ordering::Relaxed) {
             pace.tick().await;
             self.next += 1;
-            match self.next % 3 {
+            match self.next % 6 {
                 0 => self.insert().await,
-                1 => self.overwrite().await,
+                3 => self.count().await,
+                1 | 4 => self.overwrite().await,
                 _ => {
                     self.overwrite().await;
                     self.read_back().await;
@@ -221,6 +233,26 @@ impl Writer {
         }
         self.version = answer.version;
         self.record.acknowledged.insert(self.key.clone(), self.next);
+    }
+
+    /// One more on the writer's own counter.
+    async fn count(&mut self) {
+        let key = format!("{}-count", self.key);
+        let id = format!("{key}/{}", self.next);
+        let request =
+            |http: &reqwest::Client, url: String| http.post(url).header("Idempotency-Key", &id);
+        let path = format!("/v1/kv/{key}?op=incr");
+        let answer = self.attempt_twice(Kind::Count, &path, request).await;
+        let count = self.record.counts.entry(key.clone()).or_default();
+        match answer {
+            None => count.unknown += 1,
+            Some(answer) => {
+                count.acknowledged += 1;
+                if !count.may_be(&answer.body) {
+                    self.record.wrong.push(format!("{key}: {}, of {count:?}", answer.body));
+                }
+            }
+        }
     }
 
     /// Reads what was written last, as of that write.

@@ -2,10 +2,12 @@
 
 mod cluster;
 mod load;
+mod losses;
 mod network;
 mod node;
 mod record;
 mod stalls;
+mod trial;
 mod view;
 
 use std::path::{Path, PathBuf};
@@ -13,10 +15,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(crate) use cluster::Cluster;
-pub(crate) use load::{Load, Targets, in_words};
+pub(crate) use load::{Load, Targets, in_words, problem};
+pub(crate) use losses::{Loss, Traffic};
 pub(crate) use network::{Cut, Network};
 pub(crate) use node::Node;
 pub(crate) use record::{Disturbance, Record};
+pub(crate) use trial::{Trial, wants_all_cases};
 
 /// Longest wait for a cluster to be born, or to be whole again, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,12 +3,16 @@
 //! The test has one leg in it, and reaches every node however they are cut off from each other.
 //! Dropped, everything is gone; what a killed test left behind goes when the next one begins.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use nix::unistd::Uid;
+
+use super::losses::{self, Loss, Traffic};
 
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -29,8 +33,10 @@ pub(crate) enum Cut {
 
 pub(crate) struct Network {
     tag: String,
+    /// Where its addresses are: no other test's that runs now has the same.
     third: u8,
     count: usize,
+    losses: Mutex<BTreeSet<Loss>>,
 }
 
 impl Network {
@@ -51,15 +57,15 @@ impl Network {
 
     fn new(count: usize) -> Result<Self, String> {
         remove_left_overs();
-        let pid = std::process::id();
+        let tag = format!("{PREFIX}{}", std::process::id());
         // Dropped half way: what there is goes.
-        let network = Self { tag: format!("{PREFIX}{pid}"), third: (pid % 250) as u8 + 1, count };
+        let mut network = Self { tag, third: 0, count, losses: Mutex::default() };
         let switch = network.switch();
         ip(&["netns", "add", &switch])?;
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         ip(&["-n", &switch, "link", "set", "br0", "up"])?;
-        let leg = format!("{}r", network.tag);
-        ip(&["link", "add", &leg, "type", "veth", "peer", "name", "p0", "netns", &switch])?;
+        network.third = claim_addresses(&switch)?;
+        let leg = leg(network.third);
         ip(&["-n", &switch, "link", "set", "p0", "master", "br0", "up"])?;
         ip(&["addr", "add", &format!("10.77.{}.254/24", network.third), "dev", &leg])?;
         ip(&["link", "set", &leg, "up"])?;
@@ -112,35 +118,50 @@ impl Network {
 
     /// Cuts a node off from some of the other nodes.
     pub(crate) fn cut_from(&self, index: usize, others: &[usize], cut: Cut) {
-        let others: Vec<String> =
-            others.iter().map(|other| self.host(*other).to_string()).collect();
-        let others = others.join(", ");
-        let mut rules = "table inet cut {\n".to_owned();
-        if cut != Cut::Speaking {
-            rules += &format!(
-                "chain hearing {{\ntype filter hook input priority 0\n\
-                 ip saddr {{ {others} }} drop\n}}\n"
-            );
+        let others = others.iter().copied();
+        let hearing = others.clone().map(|other| Loss::of(Traffic::Any, other, index));
+        let speaking = others.map(|other| Loss::of(Traffic::Any, index, other));
+        match cut {
+            Cut::Both => self.lose(hearing.chain(speaking)),
+            Cut::Hearing => self.lose(hearing),
+            Cut::Speaking => self.lose(speaking),
         }
-        if cut != Cut::Hearing {
-            rules += &format!(
-                "chain speaking {{\ntype filter hook output priority 0\n\
-                 ip daddr {{ {others} }} drop\n}}\n"
-            );
-        }
-        self.nft(index, &(rules + "}\n"));
     }
 
-    /// Keeps all datagrams from reaching a node.
-    pub(crate) fn drop_udp(&self, index: usize) {
-        let chain =
-            "chain datagrams {\ntype filter hook input priority 0\nmeta l4proto udp drop\n}";
-        self.nft(index, &format!("table inet cut {{\n{chain}\n}}\n"));
-    }
-
-    /// Takes back what [`Network::cut`] did to a node.
+    /// Loses nothing any more of what a node says or is told.
     pub(crate) fn heal(&self, index: usize) {
-        self.nft(index, "delete table inet cut\n");
+        self.change(|losses| losses.retain(|loss| !loss.touches(index)));
+    }
+
+    /// Loses this from now on, beside what it loses already.
+    pub(crate) fn lose(&self, more: impl IntoIterator<Item = Loss>) {
+        self.change(|losses| losses.extend(more));
+    }
+
+    /// Loses nothing any more.
+    pub(crate) fn mend(&self) {
+        self.change(BTreeSet::clear);
+    }
+
+    /// Packets lost since it was last told what to lose.
+    pub(crate) fn lost(&self) -> u64 {
+        let list = ["nft", "list", "table", "bridge", "losses"];
+        let switch = self.switch();
+        losses::lost(&run("ip", &[&["netns", "exec", &switch][..], &list].concat()).unwrap())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<Loss>)) {
+        let mut losses = self.losses.lock().unwrap();
+        change(&mut losses);
+        nft(&self.switch(), &losses::rules(&losses, port));
+    }
+
+    /// Gives a node another address in the place of the one that it has.
+    pub(crate) fn readdress(&self, index: usize, from: Ipv4Addr, to: Ipv4Addr) {
+        let namespace = self.namespace(index);
+        for (change, host) in [("del", from), ("add", to)] {
+            ip(&["-n", &namespace, "addr", change, &format!("{host}/24"), "dev", "eth0"]).unwrap();
+        }
     }
 
     /// Whether a client in a node's namespace gets an answer from an address.
@@ -149,21 +170,12 @@ impl Network {
         let call = ["netns", "exec", &namespace, binary, "list", "--timeout", "300ms", "--addr"];
         ip(&[&call[..], &[client_addr]].concat()).is_ok()
     }
-
-    fn nft(&self, index: usize, rules: &str) {
-        let namespace = self.namespace(index);
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &namespace, "nft", "-f", "-"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success(), "nft refused:\n{rules}");
-    }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
+        // It goes with its other end, but not before the kernel has the time.
+        let _ = ip(&["link", "del", &leg(self.third)]);
         remove(&self.tag);
     }
 }
@@ -173,6 +185,36 @@ fn port(index: usize) -> String {
     format!("p{}", index + 1)
 }
 
+/// The test's own leg in a network.
+fn leg(third: u8) -> String {
+    format!("{PREFIX}-leg{third}")
+}
+
+/// Makes the link between the test and a switch, whose name claims the addresses that go with it:
+/// tests may run side by side.
+fn claim_addresses(switch: &str) -> Result<u8, String> {
+    let mut refusal = String::new();
+    for step in 0..250 {
+        let third = ((std::process::id() + step) % 250) as u8 + 1;
+        let link = ["link", "add", &leg(third), "type", "veth", "peer", "name", "p0"];
+        match ip(&[&link[..], &["netns", switch]].concat()) {
+            Ok(()) => return Ok(third),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+fn nft(namespace: &str, rules: &str) {
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "nft refused:\n{rules}");
+}
+
 /// Removes the namespaces of a test, and with them every link that has an end in one.
 fn remove(tag: &str) {
     for name in namespaces() {
@@ -180,8 +222,6 @@ fn remove(tag: &str) {
             let _ = ip(&["netns", "del", &name]);
         }
     }
-    // It goes with its other end, but not before the kernel has the time.
-    let _ = ip(&["link", "del", &format!("{tag}r")]);
 }
 
 /// Removes what tests left behind that were killed.
@@ -203,15 +243,16 @@ fn namespaces() -> Vec<String> {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    run("ip", arguments)
+    run("ip", arguments).map(drop)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+/// What a program printed.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let call = format!("{program} {}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("{call}: {error}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!("{call}: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }

@@ -20,11 +20,14 @@ pub(crate) const OPS_PORT: u16 = 7702;
 /// Lines of its log that a node shows when a test fails.
 const TAIL_LINES: usize = 60;
 
+/// Variables that the tests look at.
+const SAID_TO_TESTS: [&str; 4] =
+    ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED", "AEGIS_NETWORK_CASES"];
+
 /// A node's home, across its lives. Dropped: killed.
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) host: Ipv4Addr,
-    peer_port: u16,
     dir: PathBuf,
     settings: Map<String, Value>,
     /// The network namespace that it lives in, if it is not the test's own.
@@ -39,31 +42,33 @@ impl Node {
     pub(crate) fn new(dir: &Path, name: &str, host: Ipv4Addr, namespace: Option<String>) -> Self {
         let dir = dir.join(format!("{name}-{}", host.octets()[3]));
         fs::create_dir_all(&dir).unwrap();
-        let at = |port: u16| format!("{host}:{port}");
         let settings = json!({
             "node_id": name,
-            "bind_addr": at(CLIENT_PORT),
-            "gossip_bind_addr": at(PEER_PORT),
-            "health_addr": at(OPS_PORT),
             "data_dir": dir.join("data"),
             "max_memory_mb": 64,
             // A debug build takes seconds to read a large file to its end.
             "wal_max_size_mb": 8,
         });
         let Value::Object(settings) = settings else { unreachable!("it is one") };
-        let (name, peer_port, preload) = (name.to_owned(), PEER_PORT, None);
-        Self { name, host, peer_port, dir, settings, namespace, preload, child: None }
+        let (name, preload) = (name.to_owned(), None);
+        let mut node = Self { name, host, dir, settings, namespace, preload, child: None };
+        node.move_to(host, PEER_PORT);
+        node
     }
 
     /// Gives it another address, for the next start.
     pub(crate) fn move_to(&mut self, host: Ipv4Addr, peer_port: u16) {
         assert!(self.child.is_none(), "{} runs", self.name);
-        (self.host, self.peer_port) = (host, peer_port);
+        self.host = host;
         self.set(&json!({
             "bind_addr": format!("{host}:{CLIENT_PORT}"),
             "gossip_bind_addr": format!("{host}:{peer_port}"),
             "health_addr": format!("{host}:{OPS_PORT}"),
         }));
+    }
+
+    fn listens(&self, setting: &str) -> &str {
+        self.settings[setting].as_str().unwrap()
     }
 
     /// Changes settings, for the next start or reload. `null` takes one back.
@@ -77,19 +82,19 @@ impl Node {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}:{CLIENT_PORT}{path}", self.host)
+        format!("http://{}{path}", self.client_addr())
     }
 
     pub(crate) fn ops_url(&self, path: &str) -> String {
-        format!("http://{}:{OPS_PORT}{path}", self.host)
+        format!("http://{}{path}", self.listens("health_addr"))
     }
 
     pub(crate) fn client_addr(&self) -> String {
-        format!("{}:{CLIENT_PORT}", self.host)
+        self.listens("bind_addr").to_owned()
     }
 
     pub(crate) fn peer_addr(&self) -> String {
-        format!("{}:{}", self.host, self.peer_port)
+        self.listens("gossip_bind_addr").to_owned()
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -141,7 +146,7 @@ impl Node {
             command.env("LD_PRELOAD", shim).env("SLOW_DISK", self.dir.join("fsync"));
         }
         // What is said to the tests is no setting of a node's.
-        for told in ["AEGIS_RACE_ROUNDS", "AEGIS_CHAOS_SECONDS", "AEGIS_CHAOS_SEED"] {
+        for told in SAID_TO_TESTS {
             command.env_remove(told);
         }
         self.child = Some(command.spawn().unwrap());

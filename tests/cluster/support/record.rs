@@ -25,7 +25,25 @@ pub(crate) enum Kind {
     Insert,
     /// A write to the same key as before.
     Overwrite,
+    /// An increment.
+    Count,
     Read,
+}
+
+/// What a counter was told to do, one at a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Count {
+    pub(crate) acknowledged: u64,
+    /// Increments of unknown outcome.
+    pub(crate) unknown: u64,
+}
+
+impl Count {
+    /// Whether it may have come to that.
+    pub(crate) fn may_be(&self, value: &str) -> bool {
+        let range = self.acknowledged..=self.acknowledged + self.unknown;
+        value.parse().is_ok_and(|value: u64| range.contains(&value))
+    }
 }
 
 /// One operation, both attempts. Times count from the beginning of the load.
@@ -62,6 +80,8 @@ pub(crate) struct Record {
     /// Values of keys that were written with an unknown outcome: a node that was silent may carry
     /// such a write out when it wakes, after later ones.
     pub(crate) unknown: BTreeSet<(String, u64)>,
+    /// The counters, each of which nobody else counts up.
+    pub(crate) counts: BTreeMap<String, Count>,
     /// Answers that cannot be right.
     pub(crate) wrong: Vec<String>,
     pub(crate) disturbances: Vec<Disturbance>,
@@ -74,6 +94,7 @@ impl Record {
         self.ops.extend(other.ops);
         self.acknowledged.extend(other.acknowledged);
         self.unknown.extend(other.unknown);
+        self.counts.extend(other.counts);
         self.wrong.extend(other.wrong);
     }
 
@@ -114,7 +135,7 @@ impl Record {
         );
     }
 
-    /// Everything acknowledged is there, through every node.
+    /// Everything acknowledged is there, through every node, and was counted once.
     pub(crate) async fn assert_nothing_lost(&self, cluster: &Cluster) {
         assert!(!self.acknowledged.is_empty());
         for index in 0..cluster.nodes.len() {
@@ -125,7 +146,13 @@ impl Record {
                 (!is_there).then(|| format!("{key}: acknowledged {written}, read {read:?}"))
             });
             let reads = futures_util::stream::iter(reads).buffer_unordered(READERS);
-            let lost: Vec<String> = reads.filter_map(async |lost| lost).collect().await;
+            let mut lost: Vec<String> = reads.filter_map(async |lost| lost).collect().await;
+            for (key, count) in &self.counts {
+                let value = cluster.get(index, key).await.unwrap_or_else(|| "0".to_owned());
+                if !count.may_be(&value) {
+                    lost.push(format!("{key}: {value}, of {count:?}"));
+                }
+            }
             let name = &cluster.nodes[index].name;
             assert!(lost.is_empty(), "{name}: {} lost: {:#?}", lost.len(), first_few(&lost));
         }

@@ -47,6 +47,37 @@ impl Cluster {
         answer.json().await.map_err(|error| format!("{name}: {error}"))
     }
 
+    /// What a node has counted under a name, all series together.
+    pub(crate) async fn metric(&self, index: usize, name: &str) -> Result<u64, String> {
+        let url = self.nodes[index].ops_url("/metrics");
+        let request = self.http.get(url).timeout(Duration::from_secs(5));
+        let answer = request.send().await.map_err(|error| error.to_string())?;
+        let text = answer.text().await.map_err(|error| error.to_string())?;
+        let series = text.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
+        let values = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum::<f64>() as u64)
+    }
+
+    /// The same of all nodes that run.
+    pub(crate) async fn metrics(&self, name: &str) -> Result<u64, String> {
+        let mut sum = 0;
+        for index in self.running() {
+            sum += self.metric(index, name).await?;
+        }
+        Ok(sum)
+    }
+
+    /// No shard went on with less than a majority that remembers, in any life of any node.
+    pub(crate) async fn assert_nothing_unclean(&self, what: &str) {
+        let counted = self.metrics("aegis_unclean_recovery_total").await.unwrap();
+        assert_eq!(counted, 0, "{what}: shards recovered uncleanly");
+        for node in &self.nodes {
+            let log = node.log();
+            let told = log.lines().find(|line| line.contains("go on with the copy that has most"));
+            assert_eq!(told, None, "{what}, in the log of {}", node.name);
+        }
+    }
+
     /// Every shard, as a node knows it.
     pub(crate) async fn shards(&self, index: usize) -> Result<Vec<Shard>, String> {
         let mut view = self.ops(index, "/cluster/shards").await?;
