@@ -10,9 +10,7 @@ use axum::response::Response as RoutedResponse;
 use axum::routing;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING,
-};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Version};
 
 use super::answer::{self, Body, Response};

@@ -11,7 +11,9 @@ use hyper::{HeaderMap, Request, Uri, Version};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Doubt {
     /// The body went through something besides chunks, and would be stored as it came out of that.
-    #[error("the one transfer coding that this server knows is chunked; send the body without others")]
+    #[error(
+        "the one transfer coding that this server knows is chunked; send the body without others"
+    )]
     Coding,
     #[error("Transfer-Encoding names chunked more than once, or nothing")]
     Chunks,
@@ -58,8 +60,8 @@ fn host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Doubt> {
     }
     let Some(host) = first else {
         // An HTTP/1.0 client need not send it, and health checks of proxies do not.
-        let named = version < Version::HTTP_11
-            || version >= Version::HTTP_2 && uri.authority().is_some();
+        let named =
+            version < Version::HTTP_11 || version >= Version::HTTP_2 && uri.authority().is_some();
         return if named { Ok(()) } else { Err(Doubt::NoHost) };
     };
     if !is_authority(host) {

@@ -15,9 +15,7 @@ use super::client::Client;
 use super::conditions::ReadCondition;
 use super::intake::{self, Bound};
 use super::json;
-use super::params::{
-    Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl,
-};
+use super::params::{Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl};
 use super::problem::Problem;
 use super::settings::Limits;
 use super::upload::Upload;

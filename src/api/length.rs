@@ -24,7 +24,8 @@ pub(super) fn shorten(arrived: &mut [u8]) {
             let before = arrived[..at].iter().rev().take_while(|b| b.is_ascii_digit()).count();
             let (start, end) = (at - before, at + digits(&arrived[at..]));
             if is_too_long(&arrived[start..end]) && is_length(&arrived[..start]) {
-                let (zeros, digits) = arrived[start..end].split_at_mut(end - start - LENGTH_MAX.len());
+                let (zeros, digits) =
+                    arrived[start..end].split_at_mut(end - start - LENGTH_MAX.len());
                 zeros.fill(b'0');
                 digits.copy_from_slice(LENGTH_MAX);
             }
@@ -62,14 +63,22 @@ mod tests {
 
     #[test]
     fn lengths_that_hyper_does_not_take_become_the_longest_that_it_does() {
-        let head = |length: &str| format!("PUT /a HTTP/1.1\r\nhost: n\r\nContent-Length: {length}\r\n\r\n");
+        let head = |length: &str| {
+            format!("PUT /a HTTP/1.1\r\nhost: n\r\nContent-Length: {length}\r\n\r\n")
+        };
         let longest = head("18446744073709551613");
         for length in ["18446744073709551615", "18446744073709551614"] {
             assert_eq!(shortened(&head(length)), longest, "{length}");
         }
         assert_eq!(shortened(&head("99999999999999999999999")), head("00018446744073709551613"));
-        assert_eq!(shortened("content-length:18446744073709551615"), "content-length:18446744073709551613");
-        assert_eq!(shortened("CONTENT-LENGTH:\t 18446744073709551615\r\n"), "CONTENT-LENGTH:\t 18446744073709551613\r\n");
+        assert_eq!(
+            shortened("content-length:18446744073709551615"),
+            "content-length:18446744073709551613"
+        );
+        assert_eq!(
+            shortened("CONTENT-LENGTH:\t 18446744073709551615\r\n"),
+            "CONTENT-LENGTH:\t 18446744073709551613\r\n"
+        );
     }
 
     #[test]

@@ -10,14 +10,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{
-    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use serde::Serialize;
 
 use super::answer::{self, ACKS, Body, Response};
 use super::framing::Doubt;
-use super::sites::Foreign;
 use super::json;
+use super::sites::Foreign;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 

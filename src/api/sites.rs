@@ -155,14 +155,16 @@ mod tests {
         for host in ["127.0.0.1:7700", "10.0.0.7", "[::1]:7700", "localhost:7700", "LOCALHOST."] {
             assert_eq!(judged(&closed, &[("host", host)]), Ok(()), "{host}");
         }
-        let names = ["kv.example:7700", "KV.Example", "a.svc.cluster.local", "b.a.svc.cluster.local."];
+        let names =
+            ["kv.example:7700", "KV.Example", "a.svc.cluster.local", "b.a.svc.cluster.local."];
         for host in names {
             assert_eq!(judged(&own, &[("host", host)]), Ok(()), "{host}");
             let refused = judged(&closed, &[("host", host)]).unwrap_err();
             assert!(matches!(refused, Foreign::Host { .. }), "{host}");
         }
         let strange = ["evil.example", "kv.example.evil", "xkv.example", "svc.cluster.local", ""];
-        for host in strange.into_iter().chain(["127.0.0.1.evil.example", "localhost.evil", "[::g]"]) {
+        for host in strange.into_iter().chain(["127.0.0.1.evil.example", "localhost.evil", "[::g]"])
+        {
             assert!(judged(&own, &[("host", host)]).is_err(), "{host}");
         }
         assert_eq!(judged(&sites(&["*"], &[]), &[("host", "evil.example")]), Ok(()));

@@ -180,7 +180,10 @@ impl Run {
     /// Refuses a value where a document's answer is long enough without it.
     fn bounded(&self, done: Done) -> Done {
         let bytes_max = self.shared.limits.batch_answer_bytes();
-        if self.answer_bytes < bytes_max || self.framing == Framing::Lines || !matches!(done, Done::Got(_)) {
+        if self.answer_bytes < bytes_max
+            || self.framing == Framing::Lines
+            || !matches!(done, Done::Got(..))
+        {
             return done;
         }
         let detail = format!(

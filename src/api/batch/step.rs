@@ -455,8 +455,7 @@ mod tests {
 
     #[test]
     fn null_stands_for_a_field_that_is_left_out() {
-        let nulls: String =
-            FIELDS[1..].iter().map(|field| format!(",\"{field}\":null")).collect();
+        let nulls: String = FIELDS[1..].iter().map(|field| format!(",\"{field}\":null")).collect();
         let left_out = step(r#"{"op":"touch","key":"a"}"#).unwrap();
         let null = step(&format!(r#"{{"op":"touch","key":"a"{nulls}}}"#)).unwrap();
         assert_eq!(format!("{null:?}"), format!("{left_out:?}"));

@@ -195,7 +195,8 @@ fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> Object
             object.property(value, bytes).required(value).property("content_type", content_type);
     }
     if op != "get" {
-        let etags = || nullable(Type::String).pattern(Some(format!("{ETAGS_PATTERN}|{VERSION_PATTERN}")));
+        let etags =
+            || nullable(Type::String).pattern(Some(format!("{ETAGS_PATTERN}|{VERSION_PATTERN}")));
         object = object.property("if_match", etags()).property("if_none_match", etags());
     }
     if op == "incr" {
