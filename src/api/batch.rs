@@ -25,7 +25,7 @@ use super::settings::{KEYED_BATCH_OPS_MAX, Limits};
 use crate::coordinator::{Consistency, IdempotencyKey};
 use crate::metrics::Op;
 
-pub(super) use self::step::OPS;
+pub(super) use self::step::{FIELDS, OPS};
 
 pub(super) const PATH: &str = "/v1/batch";
 pub(super) const PARAMETERS: &[&str] = &["consistency"];
@@ -50,6 +50,8 @@ pub(super) async fn answer(
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
+    fields.unconditional("if_match and if_none_match stand in the operations")?;
+    fields.plain_body()?;
     let framing = framing(fields.content_type)?;
     let query = Query::parse(head.uri.query(), PARAMETERS)?;
     let consistency = query.consistency()?;

@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use bytes::Bytes;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use super::dispatch;
 use super::problem::Problem;
@@ -78,17 +82,43 @@ impl Drop for Gathered<'_> {
     }
 }
 
+/// Most bytes of a refused request that are read and dropped.
+const READ_ON_BYTES_MAX: usize = 64 << 20;
+
 /// One connection's side of its requests.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) node: Arc<Node>,
     pub(super) watch: Arc<Watch>,
     pace: Pace,
+    /// Bodies being read and dropped; HTTP/2 has a bound on streams, and so on these.
+    reading_on: Mutex<JoinSet<()>>,
 }
 
 impl Client {
     pub(super) fn new(node: Arc<Node>, watch: Arc<Watch>) -> Self {
-        Self { node, watch, pace: Pace::default() }
+        Self { node, watch, pace: Pace::default(), reading_on: Mutex::default() }
+    }
+
+    /// Reads and drops what a client is still sending, for so long at most, so that it gets to see
+    /// the answer.
+    pub(super) fn read_on(&self, mut rest: Incoming, within: Duration) {
+        let mut reading_on = self.reading_on.lock();
+        while reading_on.try_join_next().is_some() {}
+        reading_on.spawn(async move {
+            let mut bytes_left = READ_ON_BYTES_MAX;
+            let dropped = async {
+                while let Some(Ok(frame)) = rest.frame().await {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    match bytes_left.checked_sub(bytes) {
+                        Some(left) => bytes_left = left,
+                        None => break,
+                    }
+                }
+            };
+            // Dropped unfinished, it resets the stream.
+            let _ = tokio::time::timeout(within, dropped).await;
+        });
     }
 
     /// Takes the right to `count` operations.

@@ -10,16 +10,18 @@ use axum::response::Response as RoutedResponse;
 use axum::routing;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Version};
 
 use super::answer::{self, Body, Response};
 use super::client::{Client, Node};
+use super::framing::Doubt;
 use super::params::Query;
 use super::problem::{Kind, Problem};
 use super::settings::{Limits, Settings};
+use super::upload::Upload;
 use super::watch::Busy;
-use super::{batch, kv, listing, openapi};
+use super::{batch, framing, kv, listing, openapi};
 use crate::metrics::Op;
 
 /// Routes that anybody may read, token or not: they tell nothing of the data.
@@ -43,18 +45,31 @@ pub(super) async fn answer(client: Arc<Client>, request: Request<Incoming>) -> R
         has_body: !request.body().is_end_stream(),
         version: request.version(),
     };
+    let lost = client.watch.has_lost_framing();
     let (limits, admitted) = {
         let settings = client.node.settings.load();
-        (settings.limits(), admit(&client, &settings, &request, op))
+        let judged = if lost { Err(Doubt::Before) } else { framing::check(&request) };
+        let admitted = judged.map_err(Problem::from);
+        (settings.limits(), admitted.and_then(|()| admit(&client, &settings, &request, op)))
     };
+    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    let (head, incoming) = request.into_parts();
+    let (upload, unread) = Upload::new(incoming, seen.version, chunked, &client.watch);
+    let request = Request::from_parts(head, upload);
     let answered = match admitted {
-        Err(problem) => Err(problem),
+        Err(problem) => {
+            drop(request);
+            Err(problem)
+        }
         Ok(()) if request.uri().path().starts_with(kv::PREFIX) => {
             kv::answer(&client, limits, request).await
         }
         Ok(()) => Ok(Box::pin(routed(&client, limits, request)).await),
     };
     let response = finish(&client, seen, answered);
+    if let Some(rest) = unread.and_then(|unread| unread.take()) {
+        client.read_on(rest, limits.read_timeout);
+    }
     if let Some(op) = op {
         count(&client.node, op, started, &response);
     }
@@ -87,7 +102,9 @@ fn admit(
     request: &Request<Incoming>,
     op: Option<Op>,
 ) -> Result<(), Problem> {
-    if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
+    if settings.tokens.is_empty() {
+        settings.sites.check(request)?;
+    } else if !OPEN.contains(&request.uri().path()) {
         let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         if !header.and_then(bearer).is_some_and(|token| settings.tokens.accept(token)) {
             let detail = match header {
@@ -116,8 +133,10 @@ fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> R
     client.watch.leaves_unread(seen.has_body && failed);
     let mut response = answered.unwrap_or_else(Problem::into_response);
     // HTTP/2 ends streams one by one; its connections have no such field.
-    if failed && seen.version >= Version::HTTP_2 {
+    if seen.version >= Version::HTTP_2 {
         response.headers_mut().remove(CONNECTION);
+    } else if client.watch.has_lost_framing() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if seen.head {
         if let Some(length) = response.body().size_hint().exact() {
@@ -138,7 +157,7 @@ pub(super) fn count(node: &Node, op: Op, started: Instant, response: &Response) 
 }
 
 /// The router's way.
-async fn routed(client: &Arc<Client>, limits: Limits, request: Request<Incoming>) -> Response {
+async fn routed(client: &Arc<Client>, limits: Limits, request: Request<Upload>) -> Response {
     use tower_service::Service;
 
     let mut request = request.map(axum::body::Body::new);

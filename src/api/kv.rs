@@ -12,13 +12,13 @@ use hyper::{Method, Request, StatusCode};
 
 use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, STALE, TTL};
 use super::client::Client;
+use super::conditions::ReadCondition;
 use super::intake::{self, Bound};
 use super::json;
-use super::params::{
-    Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, ReadCondition, key, min_version, ttl,
-};
+use super::params::{Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl};
 use super::problem::Problem;
 use super::settings::Limits;
+use super::upload::Upload;
 use crate::coordinator::{IdempotencyKey, Read, Write, Written};
 use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, Timestamp, Verdict};
 use crate::metrics::Op;
@@ -60,7 +60,7 @@ pub(super) fn op(request: &Request<Incoming>) -> Option<Op> {
 pub(super) async fn answer(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => get(client, limits, &request).await,
@@ -158,13 +158,14 @@ fn raw(found: &Found) -> Response {
 async fn put(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
     let query = Query::parse(head.uri.query(), PUT_PARAMETERS)?;
     let (ttl, consistency) = (query.ttl()?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
+    fields.plain_body()?;
     let (condition, content_type) = (fields.condition()?, content_type(&fields)?);
     let bound = Bound { bytes_max: limits.value_bytes, limit: "max_value_bytes" };
     let value = intake::whole(client, limits, body, bound).await?;
@@ -177,7 +178,7 @@ async fn put(
 async fn delete(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     without_body(client, limits, request, DELETE_PARAMETERS, |_| Ok(Operation::Delete)).await
 }
@@ -185,7 +186,7 @@ async fn delete(
 async fn post(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     without_body(client, limits, request, POST_PARAMETERS, posted).await
 }
@@ -194,7 +195,7 @@ async fn post(
 async fn without_body(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    request: Request<Upload>,
     parameters: &'static [&'static str],
     operation: impl FnOnce(&Query<'_>) -> Result<Operation, Problem>,
 ) -> Result<Response, Problem> {
@@ -286,17 +287,15 @@ pub(super) fn idempotency(
         let bytes_max = IDEMPOTENCY_KEY_BYTES_MAX;
         return Err(Malformed::IdempotencyKey { bytes: header.len(), bytes_max });
     }
-    let of = |value: Option<&'_ HeaderValue>| value.map_or(Vec::new(), |v| v.as_bytes().to_vec());
-    let request: &[&[u8]] = &[
+    let mut request: Vec<&[u8]> = vec![
         head.method.as_str().as_bytes(),
         key,
         head.uri.query().unwrap_or_default().as_bytes(),
-        &of(fields.if_match),
-        &of(fields.if_none_match),
-        &of(fields.content_type),
+        fields.content_type.map_or(b"", HeaderValue::as_bytes),
         body,
     ];
-    Ok(Some(IdempotencyKey::new(header, request)))
+    request.extend(fields.condition_lines());
+    Ok(Some(IdempotencyKey::new(header, &request)))
 }
 
 /// The answer to a write that was ordered.

@@ -117,6 +117,7 @@ pub(super) async fn delete(
     let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
+    fields.unconditional("delete keys one by one, where a version matters")?;
     let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     // Counting changes nothing, so there is nothing to remember.
     let id = id.filter(|_| !dry_run);

@@ -8,21 +8,27 @@
 mod answer;
 mod batch;
 mod client;
+mod conditions;
 mod dispatch;
+pub(crate) mod framing;
 mod intake;
 mod json;
 mod kv;
+mod length;
 mod listing;
 mod openapi;
 mod params;
 mod problem;
 mod serve;
 mod settings;
+mod sites;
 pub mod tls;
 mod tokens;
+mod upload;
 mod watch;
 mod wire;
 
 pub use serve::Server;
 pub use settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX, Rate, Settings};
+pub use sites::Sites;
 pub use tokens::Tokens;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::address::HostPort;
 use super::keys::Config;
-use super::layers::Origins;
+use super::layers::{Origins, byte_order_mark};
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
@@ -49,6 +49,7 @@ impl<'a> Check<'a> {
     pub(super) fn run(mut self) -> (Vec<Problem>, Vec<Problem>) {
         self.names();
         self.listeners();
+        self.web_pages();
         self.memory();
         self.quorums();
         self.membership();
@@ -103,6 +104,28 @@ impl<'a> Check<'a> {
                     self.problem(key, what, "give each listener a port of its own");
                 }
             }
+        }
+    }
+
+    fn web_pages(&mut self) {
+        let is_name = |text: &str| {
+            let name = text.strip_prefix('.').unwrap_or(text);
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+            text == "*" || !name.is_empty() && name.bytes().all(fits)
+        };
+        let is_origin = |text: &str| {
+            let host = text.split_once("://").map_or("", |(_, host)| host);
+            let fits = |byte: u8| byte.is_ascii_graphic() && !b"/?#@".contains(&byte);
+            matches!(text, "*" | "null") || !host.is_empty() && host.bytes().all(fits)
+        };
+        let config = self.config;
+        if let Some(odd) = config.allowed_hosts.iter().find(|host| !is_name(host)) {
+            let mend = "give names without scheme and port, like kv.example.com";
+            self.problem("allowed_hosts", format!("{odd:?} is no host's name"), mend);
+        }
+        if let Some(odd) = config.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            let mend = "give scheme, host and port without a path, like https://app.example.com";
+            self.problem("allowed_origins", format!("{odd:?} is no origin"), mend);
         }
     }
 
@@ -282,6 +305,10 @@ pub(super) fn read_secret_file(
         Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
     };
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
+    if let Some((what, mend)) = byte_order_mark(&text) {
+        let what = format!("{} {what}", shown(path));
+        return Err(Problem::with_key(&file_key, &origin, what, mend));
+    }
     // The bytes are not repeated: they are most likely a secret.
     let text = String::from_utf8(text).map_err(|_| {
         let what = format!("{} is not UTF-8 text", shown(path));

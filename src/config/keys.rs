@@ -47,6 +47,12 @@ impl Key {
         KEYS.iter().find(|key| key.name == name)
     }
 
+    /// Whether its value is a secret, or the name of a file that holds one.
+    pub(super) fn gives_secret(&self) -> bool {
+        let of_file = self.name.strip_suffix("_file").and_then(Self::find);
+        self.secret || of_file.is_some_and(|key| key.secret)
+    }
+
     /// The flag's name, without the leading hyphens.
     pub fn flag(&self) -> String {
         self.name.replace('_', "-")
@@ -190,6 +196,12 @@ keys! {
         /// Largest value, in bytes.
         max_value_bytes: u64 = "8388608" in 1..=25_165_824, restart, shared;
     }
+    "Web pages" {
+        /// While no `auth_token` is set: names by which the node may be asked on ports 7700 and 7702, beside its addresses, `localhost`, `node_id` and the names in its own addresses. `.example.com` stands for all names below it, `*` for any.
+        allowed_hosts: Vec<String> = "", live, shared;
+        /// While no `auth_token` is set: web pages that may ask the node, as browsers name them in `Origin`, like `https://app.example.com`; `*` for any.
+        allowed_origins: Vec<String> = "", live, shared;
+    }
     "Memory" {
         /// Memory for keys and values, in MB (1,048,576 bytes).
         max_memory_mb: u64 = "1024" in 1..=16_777_216, live, shared;
@@ -264,7 +276,7 @@ keys! {
         /// Whether this cluster ships its writes to others.
         cross_dc_replication: bool = "false", restart, shared;
         /// Gossip addresses of nodes of the other clusters.
-        cross_dc_seeds: Vec<HostPort> = "", live, shared;
+        cross_dc_seeds: Vec<HostPort> = "", restart, shared;
         /// This region's number, different from every linked region's.
         region_index: u8 = "0" in 0..=7, restart, shared;
     }

@@ -229,6 +229,19 @@ impl Setting for Vec<HostPort> {
     }
 }
 
+impl Setting for Vec<String> {
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of strings";
+
+    fn read(json: &Json) -> Option<Self> {
+        json.as_array()?.iter().map(String::read).collect()
+    }
+
+    fn show(&self) -> Json {
+        self.iter().map(Setting::show).collect()
+    }
+}
+
 impl Setting for Secrets {
     const SHAPE: Shape = Shape::List;
     const EXPECTS: &'static str = "a string or a list of strings";
@@ -402,7 +415,8 @@ pub(super) fn found(json: &Json) -> String {
             let misfit = |item: &&Json| {
                 item.as_str().is_none_or(|text| HostPort::parse_reachable(text).is_none())
             };
-            match list.iter().find(misfit) {
+            let no_text = list.iter().find(|item| !item.is_string());
+            match no_text.or_else(|| list.iter().find(misfit)) {
                 Some(item) if !item.is_array() => format!("a list with {}", found(item)),
                 _ => "a list".to_owned(),
             }

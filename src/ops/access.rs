@@ -1,14 +1,42 @@
-//! Who may act on the node: whoever has a token, or, while none is set, whoever is on the machine.
+//! Which requests are taken at all, and who may act on the node: whoever has a token, or, while
+//! none is set, whoever is on the machine.
 
 use super::{Node, Peer, Problem, Shared};
-use crate::api::Tokens;
+use crate::api::{Tokens, framing};
 use axum::extract::{Extension, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, FORWARDED, HeaderName, ORIGIN};
+use axum::http::header::{
+    AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Takes a request in, or says what is wrong with its head.
+pub(super) async fn admit<N: Node>(
+    State(shared): State<Shared<N>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
+        if !shared.node.tokens().is_empty() {
+            return Ok(());
+        }
+        shared.node.sites().check(&request).map_err(|foreign| Problem::forbidden(foreign.to_string()))
+    });
+    // No request of this port has a body. One in chunks is not read to its end, and what hyper
+    // takes for that end need not be what a proxy took for it.
+    let last = judged.is_err() || request.headers().contains_key(TRANSFER_ENCODING);
+    let mut response = match judged {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    if last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
 
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(
@@ -51,8 +79,8 @@ fn with_token(tokens: &Tokens, headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Without a token the machine's own users may act. A web page that one of them has open may not,
-/// nor may those for whom a proxy on this machine speaks.
+/// Without a token the machine's own users may act. Those for whom a proxy on this machine speaks
+/// may not; nor may web pages ([`admit`]).
 fn from_this_machine(is_loopback: bool, headers: &HeaderMap) -> Result<(), Problem> {
     if !is_loopback {
         return Err(Problem::forbidden(
@@ -60,11 +88,11 @@ fn from_this_machine(is_loopback: bool, headers: &HeaderMap) -> Result<(), Probl
              request there, or set auth_token and send it as `Authorization: Bearer TOKEN`",
         ));
     }
-    for name in [ORIGIN, FORWARDED, FORWARDED_FOR] {
+    for name in [FORWARDED, FORWARDED_FOR] {
         if headers.contains_key(&name) {
             return Err(Problem::forbidden(format!(
                 "while auth_token is not set, actions are taken from this machine only, and the \
-                 header `{name}` says that a web page or a proxy is asking: set auth_token and \
+                 header `{name}` says that a proxy is asking for somebody: set auth_token and \
                  send it as `Authorization: Bearer TOKEN`"
             )));
         }

@@ -73,6 +73,7 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .merge(admin)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(shared.clone(), access::admit::<N>))
         .layer(map_response(never_cached))
         .with_state(shared)
 }

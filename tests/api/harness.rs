@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegiskv::api::tls::Material;
-use aegiskv::api::{Server, Settings};
+use aegiskv::api::{Server, Settings, Sites};
 use aegiskv::coordinator::Coordinator;
 use aegiskv::disk::Os;
 use aegiskv::metrics::{Metrics, Readings};
@@ -63,7 +63,8 @@ pub(crate) async fn node_with(settings: Settings) -> Node {
     start(Setup { settings, ..Setup::default() }).await
 }
 
-pub(crate) async fn start(setup: Setup) -> Node {
+pub(crate) async fn start(mut setup: Setup) -> Node {
+    setup.settings = named(setup.settings);
     let dir = tempfile::tempdir().unwrap();
     let metrics = Arc::new(Metrics::new());
     let coordinator = Coordinator::new(Arc::clone(&metrics));
@@ -93,6 +94,14 @@ pub(crate) async fn start(setup: Setup) -> Node {
         served: Some(served),
         _dir: dir,
     }
+}
+
+/// Lets requests name the node as they do here, unless the test is about that.
+fn named(settings: Settings) -> Settings {
+    if settings.sites != Sites::default() {
+        return settings;
+    }
+    Settings { sites: Sites::new(["n", "node"].map(str::to_owned), []), ..settings }
 }
 
 fn replica(setup: &Setup, dir: PathBuf, metrics: &Arc<Metrics>) -> Replica {
@@ -136,6 +145,11 @@ impl Node {
         let reply = self.ask(&format!("PUT /v1/kv/{key}"), &[], value).await;
         assert!(reply.status == 201 || reply.status == 204, "{reply:?}");
         reply.header("etag").unwrap().to_owned()
+    }
+
+    /// Puts new settings in force.
+    pub(crate) fn apply(&self, settings: Settings) {
+        self.server.apply(named(settings));
     }
 
     /// One sample of `/metrics`.

@@ -351,6 +351,78 @@ fn warnings_stop_nothing() {
 }
 
 #[test]
+fn an_empty_secret_is_warned_of_wherever_it_stands() {
+    let loaded = file(r#"{"auth_token": "", "gossip_secret": null}"#)
+        .with_variable("AEGIS_AUTH_TOKEN_FILE", "")
+        .with_flag("gossip-secret", "")
+        .loaded();
+    assert_eq!(
+        warnings(&loaded),
+        [
+            "test.json: auth_token: is empty; give it, or remove the key; null unsets it",
+            "environment AEGIS_AUTH_TOKEN_FILE: auth_token_file: is empty; give it, or unset the \
+             variable or the flag",
+            "flag --gossip-secret: gossip_secret: is empty; give it, or unset the variable or the \
+             flag",
+        ]
+    );
+    assert_eq!(file(r#"{"auth_token_file": "", "auth_token": []}"#).loaded().warnings, []);
+}
+
+#[test]
+fn a_byte_order_mark_is_named() {
+    assert_eq!(
+        file("\u{feff}{}").problems(),
+        ["test.json: begins with a byte-order mark; save it as UTF-8 without one (no BOM)"]
+    );
+    for mark in [[0xff, 0xfe], [0xfe, 0xff]] {
+        let mut inputs = file("");
+        inputs.documents[0].text = [&mark[..], b"{\0}\0"].concat();
+        assert_eq!(inputs.problems(), ["test.json: is UTF-16; save it as UTF-8"]);
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("secret");
+    fs::write(&path, "\u{feff}a-secret-of-more-than-32-characters").expect("a file");
+    for key in ["auth-token-file", "gossip-secret-file"] {
+        let inputs = file("{}").with_flag(key, path.to_str().expect("UTF-8"));
+        let problems = inputs.problems();
+        assert!(problems[0].contains("begins with a byte-order mark"), "{problems:?}");
+    }
+}
+
+#[test]
+fn names_of_hosts_and_pages_are_checked() {
+    assert_eq!(
+        file(r#"{"allowed_hosts": ["kv.example:7700"], "allowed_origins": ["app.example"]}"#)
+            .problems(),
+        [
+            "test.json: allowed_hosts: \"kv.example:7700\" is no host's name; give names without \
+             scheme and port, like kv.example.com",
+            "test.json: allowed_origins: \"app.example\" is no origin; give scheme, host and port \
+             without a path, like https://app.example.com",
+        ]
+    );
+    for (key, bad) in [
+        ("allowed_hosts", r#"["https://a"]"#),
+        ("allowed_hosts", r#"[""]"#),
+        ("allowed_hosts", r#"["*.a"]"#),
+        ("allowed_hosts", r#"["a", 5]"#),
+        ("allowed_hosts", r#""a""#),
+        ("allowed_origins", r#"["https://a/"]"#),
+        ("allowed_origins", r#"["https://"]"#),
+        ("allowed_origins", r#"["https://a b"]"#),
+    ] {
+        let problems = file(&format!(r#"{{"{key}": {bad}}}"#)).problems();
+        assert!(problems.len() == 1 && problems[0].contains(key), "{bad}: {problems:?}");
+    }
+    let good = r#"{"allowed_hosts": ["*", ".svc.local", "a_b-c.d"],
+                   "allowed_origins": ["*", "null", "https://a:1", "chrome-extension://abc"]}"#;
+    assert_eq!(file(good).loaded().warnings, []);
+    let listed = file("{}").with_variable("AEGIS_ALLOWED_HOSTS", "a, .b").loaded().config;
+    assert_eq!(listed.allowed_hosts, ["a", ".b"]);
+}
+
+#[test]
 fn names_are_kept_plain() {
     assert_eq!(
         file(r#"{"node_id": "node 1"}"#).problems(),

@@ -60,6 +60,8 @@ fn the_keys_of_the_contract_are_all_there_with_their_defaults() {
         ("read_timeout", "30s"),
         ("write_timeout", "30s"),
         ("health_addr", "127.0.0.1:7702"),
+        ("allowed_hosts", ""),
+        ("allowed_origins", ""),
         ("auth_token", ""),
         ("auth_token_file", ""),
         ("write_quorum", "majority"),
@@ -100,6 +102,8 @@ fn a_reload_applies_the_keys_that_the_contract_says_it_does() {
             "write_timeout",
             "rate_limit",
             "rate_burst",
+            "allowed_hosts",
+            "allowed_origins",
             "max_memory_mb",
             "eviction_ratio",
             "eviction_policy",
@@ -117,7 +121,6 @@ fn a_reload_applies_the_keys_that_the_contract_says_it_does() {
             "tls_key_file",
             "tls_ca_file",
             "log_level",
-            "cross_dc_seeds",
         ]
     );
 }

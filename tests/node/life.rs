@@ -258,6 +258,54 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
 }
 
 #[tokio::test]
+async fn signals_that_mean_nothing_end_nothing() {
+    let home = Home::new(json!({}));
+    let node = home.start().await;
+    for (signal, name) in [(Signal::SIGUSR1, "SIGUSR1"), (Signal::SIGUSR2, "SIGUSR2")] {
+        node.signal(signal);
+        let began = Instant::now();
+        while !node.log().contains(&format!("{name} means nothing")) {
+            assert!(began.elapsed() < SOON, "{}", node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    node.signal(Signal::SIGXFSZ);
+    assert_eq!(put(&node, "a", "1").await, 201);
+    node.stop(SOON);
+}
+
+/// A command for a node under a limit of the shell's.
+fn limited(home: &Home, limit: &str) -> Command {
+    let node = home.command();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\""));
+    command.arg(node.get_program()).args(node.get_args());
+    command
+}
+
+#[tokio::test]
+async fn few_files_leave_few_connections_and_say_so() {
+    let home = Home::new(json!({ "max_conns": 10_000 }));
+    let mut node = home.spawn_with(limited(&home, "-n 256"));
+    node.wait_ready().await;
+    assert_eq!(ops(&node, "/stats").await["connections"]["max"], 128);
+    let expected = "may open 256 files, which allows 128 connections instead of max_conns (10000)";
+    assert!(node.log().contains(expected), "{}", node.log());
+    let reloaded = http().post(node.ops_url("/admin/reload")).send().await.unwrap();
+    let reloaded: Value = reloaded.json().await.unwrap();
+    assert!(reloaded["warnings"].to_string().contains(expected), "{reloaded}");
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_grow_is_an_error_with_a_reason() {
+    let home = Home::new(json!({}));
+    let mut node = home.spawn_with(limited(&home, "-f 64"));
+    let status = node.wait(SOON);
+    assert_eq!(status.code(), Some(1), "{status}: {}", node.log());
+    assert!(last_line(&node.log()).contains("File too large"), "{}", node.log());
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_ends_the_start_with_the_reason_last() {
     let home = Home::new(json!({}));
     let _taken = std::net::TcpListener::bind(("127.0.0.1", home.client)).unwrap();

@@ -61,6 +61,10 @@ impl Home {
         self.dir.path().join("config.json")
     }
 
+    pub(crate) fn peer_addr(&self) -> String {
+        self.config["gossip_bind_addr"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }

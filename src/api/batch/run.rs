@@ -63,6 +63,8 @@ pub(super) struct Run {
     keys: VecDeque<Option<Key>>,
     framing: Framing,
     results: u64,
+    /// Bytes of the results so far.
+    answer_bytes: usize,
     out: Vec<u8>,
     state: State,
     started: Instant,
@@ -107,6 +109,7 @@ impl Run {
             keys: VecDeque::new(),
             framing,
             results: 0,
+            answer_bytes: 0,
             out: Vec::new(),
             state: State::Reading,
             started: Instant::now(),
@@ -131,6 +134,7 @@ impl Run {
                 biased;
                 Some(done) = self.running.next(), if !self.running.is_empty() => {
                     self.keys.pop_front();
+                    let done = self.bounded(done);
                     self.append(&done);
                 }
                 step = self.source.next(&self.client, self.shared), if may_read => match step {
@@ -173,8 +177,25 @@ impl Run {
         self.client.watch.leaves_unread(self.source.broke_off());
     }
 
+    /// Refuses a value where a document's answer is long enough without it.
+    fn bounded(&self, done: Done) -> Done {
+        let bytes_max = self.shared.limits.batch_answer_bytes();
+        if self.answer_bytes < bytes_max
+            || self.framing == Framing::Lines
+            || !matches!(done, Done::Got(..))
+        {
+            return done;
+        }
+        let detail = format!(
+            "the batch's answer has {bytes_max} bytes already, the limit; ask for this key in \
+             another batch, or send the operations as lines of application/x-ndjson"
+        );
+        Done::Failed(Problem::new(Kind::TooLarge, detail))
+    }
+
     fn append(&mut self, done: &Done) {
         let out = &mut self.out;
+        let before = out.len();
         if self.framing == Framing::Document && self.results > 0 {
             out.push(b',');
         }
@@ -190,6 +211,7 @@ impl Run {
         if self.framing == Framing::Lines {
             out.push(b'\n');
         }
+        self.answer_bytes += out.len() - before;
     }
 }
 

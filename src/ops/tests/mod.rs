@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tower_service::Service;
 
 use super::*;
-use crate::api::Tokens;
+use crate::api::{Sites, Tokens};
 use crate::controller::ShardState;
 use crate::metrics::{Readings, ShardCounts};
 
@@ -32,6 +32,7 @@ struct Fake {
     status: Mutex<Status>,
     stoppable: Mutex<Result<(), String>>,
     tokens: Arc<Tokens>,
+    sites: Arc<Sites>,
     told: Mutex<Vec<String>>,
     reload: Mutex<Option<Result<Reloaded, ActionError>>>,
     snapshot_may_end: Notify,
@@ -45,6 +46,7 @@ impl Fake {
             status: Mutex::new(serving()),
             stoppable: Mutex::new(Ok(())),
             tokens: Arc::default(),
+            sites: Arc::default(),
             told: Mutex::default(),
             reload: Mutex::default(),
             snapshot_may_end: Notify::new(),
@@ -120,6 +122,10 @@ impl Node for Fake {
 
     fn tokens(&self) -> Arc<Tokens> {
         Arc::clone(&self.tokens)
+    }
+
+    fn sites(&self) -> Arc<Sites> {
+        Arc::clone(&self.sites)
     }
 
     async fn reload(&self) -> Result<Reloaded, ActionError> {
@@ -226,6 +232,9 @@ async fn ask(
     headers: &[(&str, &str)],
 ) -> Answer {
     let mut request = axum::http::Request::builder().method(method).uri(uri);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "192.0.2.1:7702");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
