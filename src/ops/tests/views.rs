@@ -351,11 +351,13 @@ async fn a_head_that_leaves_doubt_is_refused_and_ends_its_connection() {
         (&[("host", "a b")], 400),
     ] {
         let refused = ask(&node, LOCAL, Method::GET, "/live", lines).await;
-        assert_eq!((refused.status.as_u16(), &refused.headers["connection"]), (status, "close"));
+        assert_eq!(refused.status.as_u16(), status);
+        assert_eq!(refused.headers["connection"], "close");
         refused.detail();
     }
     let chunked = ask(&node, LOCAL, Method::GET, "/live", &[("transfer-encoding", "chunked")]).await;
-    assert_eq!((chunked.status, &chunked.headers["connection"]), (StatusCode::OK, "close"));
+    assert_eq!(chunked.status, StatusCode::OK);
+    assert_eq!(chunked.headers["connection"], "close");
     let plain = get(&node, "/live").await;
     assert_eq!((plain.status, plain.headers.get("connection")), (StatusCode::OK, None));
 }
