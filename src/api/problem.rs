@@ -226,8 +226,8 @@ impl Problem {
             retry_after: Some(wait),
             ..Self::new(
                 Kind::RateLimited,
-                "more operations than rate_limit and rate_burst allow on one connection; wait as \
-             long as Retry-After says",
+                "more operations than rate_limit and rate_burst allow on one connection, or the \
+                 token's rate on all of its own; wait as long as Retry-After says",
             )
         }
     }

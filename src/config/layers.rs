@@ -250,7 +250,10 @@ fn judge<S: Setting>(key: &Key, json: &Json) -> Result<S, (String, String)> {
         let mend = format!("give {}", show((least, greatest)));
         return Err((format!("{shown} is out of range"), mend));
     }
-    S::read(json).ok_or_else(|| (format!("{shown} does not fit"), format!("give {}", S::EXPECTS)))
+    S::read(json).ok_or_else(|| {
+        let what = S::misfit(json).unwrap_or_else(|| format!("{shown} does not fit"));
+        (what, format!("give {}", S::EXPECTS))
+    })
 }
 
 /// The known key that `name` was most likely meant to be.

@@ -24,6 +24,8 @@ pub enum Shape {
     Switch,
     /// Several texts; commas part them outside JSON.
     List,
+    /// JSON, everywhere.
+    Json,
 }
 
 impl Shape {
@@ -41,6 +43,7 @@ impl Shape {
                 "false" | "0" | "no" | "off" => Json::Bool(false),
                 _ => as_text(),
             },
+            Self::Json => serde_json::from_str(text).unwrap_or_else(|_| as_text()),
             Self::List => text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect(),
         }
     }
@@ -60,6 +63,11 @@ pub(super) trait Setting: Sized {
 
     /// The value as a configuration file holds it. Of a secret: that there is one.
     fn show(&self) -> Json;
+
+    /// What of the value does not fit, where that can be said more closely.
+    fn misfit(_json: &Json) -> Option<String> {
+        None
+    }
 
     /// The size that a key's range bounds: a number itself, a duration in milliseconds.
     fn measure(_json: &Json) -> Option<i128> {

@@ -145,6 +145,33 @@ impl OpMetrics {
     }
 }
 
+/// The requests of one holder of tokens, by what became of them.
+#[derive(Clone, Debug)]
+pub struct TokenMetrics {
+    let_in: Counter,
+    forbidden: Counter,
+    limited: Counter,
+}
+
+impl Default for TokenMetrics {
+    /// Counts that nobody sees.
+    fn default() -> Self {
+        let counter = || Counter::new("unseen", "Not shown.").expect("a name and a help");
+        Self { let_in: counter(), forbidden: counter(), limited: counter() }
+    }
+}
+
+impl TokenMetrics {
+    /// Counts a request that was answered with this status.
+    pub fn count(&self, status: u16) {
+        match status {
+            403 => self.forbidden.inc(),
+            429 => self.limited.inc(),
+            _ => self.let_in.inc(),
+        }
+    }
+}
+
 /// Handles of all metrics, and their rendering. A node has one; a test makes its own.
 #[derive(Debug)]
 pub struct Metrics {
@@ -181,6 +208,9 @@ pub struct Metrics {
     pub relays_passed_on: Counter,
     /// Messages that went, or were to go, by way of others, and had no way on.
     pub relays_dropped: Counter,
+    /// Requests that showed no token that is accepted.
+    pub unauthorized: Counter,
+    token_requests: prometheus::IntCounterVec,
     refusals: prometheus::IntCounterVec,
     log_dropped: prometheus::IntCounterVec,
     gauges: Gauges,
@@ -257,6 +287,15 @@ impl Metrics {
             relays_sent,
             relays_passed_on,
             relays_dropped,
+            unauthorized: t.counter(
+                "aegis_unauthorized_requests_total",
+                "Requests of clients and operators that were answered 401: without a token, or with one that is not accepted.",
+            ),
+            token_requests: t.counters(
+                "aegis_token_requests_total",
+                &["token", "outcome"],
+                "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429).",
+            ),
             refusals: refusals(t),
             log_dropped: log_dropped(t),
             gauges: Gauges::declare(t),
@@ -268,6 +307,12 @@ impl Metrics {
     /// The handles of one operation.
     pub fn op(&self, op: Op) -> &OpMetrics {
         &self.ops[op as usize]
+    }
+
+    /// The handles of the tokens that the configuration calls `name`.
+    pub fn of_token(&self, name: &str) -> TokenMetrics {
+        let of = |outcome| self.token_requests.with_label_values(&[name, outcome]);
+        TokenMetrics { let_in: of("let_in"), forbidden: of("forbidden"), limited: of("limited") }
     }
 
     /// Counts a GET that found nothing.

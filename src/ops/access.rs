@@ -2,12 +2,12 @@
 //! none is set, whoever is on the machine.
 
 use super::{Node, Peer, Problem, Shared};
-use crate::api::{Tokens, framing};
+use crate::api::{Tokens, Verb, framing};
 use axum::extract::{Extension, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -23,7 +23,11 @@ pub(super) async fn admit<N: Node>(
         if !shared.node.tokens().is_empty() {
             return Ok(());
         }
-        shared.node.sites().check(&request).map_err(|foreign| Problem::forbidden(foreign.to_string()))
+        shared
+            .node
+            .sites()
+            .check(&request)
+            .map_err(|foreign| Problem::forbidden(foreign.to_string()))
     });
     // No request of this port has a body. One in chunks is not read to its end, and what hyper
     // takes for that end need not be what a proxy took for it.
@@ -47,13 +51,14 @@ pub(super) async fn guard<N: Node>(
 ) -> Response {
     let tokens = shared.node.tokens();
     let allowed = if tokens.is_empty() {
-        from_this_machine(peer.ip().to_canonical().is_loopback(), request.headers())
+        let is_loopback = peer.ip().to_canonical().is_loopback();
+        from_this_machine(is_loopback, request.headers()).map(|()| None)
     } else {
-        with_token(&tokens, request.headers())
+        with_token(&shared, &tokens, Verb::Admin, request.headers()).map(Some)
     };
     match allowed {
-        Ok(()) => {
-            tracing::info!(%peer, action = request.uri().path(), "operator's request");
+        Ok(token) => {
+            tracing::info!(%peer, action = request.uri().path(), token, "operator's request");
             next.run(request).await
         }
         Err(problem) => {
@@ -63,20 +68,48 @@ pub(super) async fn guard<N: Node>(
     }
 }
 
-fn with_token(tokens: &Tokens, headers: &HeaderMap) -> Result<(), Problem> {
+/// Lets a request through to the metrics, or says what it lacks. They are open to all until a token
+/// is for them by name.
+pub(super) async fn guard_metrics<N: Node>(
+    State(shared): State<Shared<N>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let tokens = shared.node.tokens();
+    if tokens.guard_metrics() {
+        if let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers()) {
+            return problem.into_response();
+        }
+    }
+    next.run(request).await
+}
+
+/// The name of the token that a request shows, if it is for `verb`.
+fn with_token<N>(
+    shared: &Shared<N>,
+    tokens: &Tokens,
+    verb: Verb,
+    headers: &HeaderMap,
+) -> Result<String, Problem> {
+    let unauthorized = |detail| {
+        shared.metrics.unauthorized.inc();
+        Problem::unauthorized(detail)
+    };
     let Some(value) = headers.get(AUTHORIZATION) else {
-        return Err(Problem::unauthorized(
-            "this action needs the header `Authorization: Bearer TOKEN` with the node's auth_token",
+        return Err(unauthorized(
+            "this needs the header `Authorization: Bearer TOKEN` with one of the node's tokens",
         ));
     };
-    match value.as_bytes().split_at_checked("Bearer ".len()) {
-        Some((scheme, token))
-            if scheme.eq_ignore_ascii_case(b"Bearer ") && tokens.accept(token.trim_ascii()) =>
-        {
-            Ok(())
-        }
-        _ => Err(Problem::unauthorized("the token is not one of the node's auth_token")),
-    }
+    let token = match value.as_bytes().split_at_checked("Bearer ".len()) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token.trim_ascii(),
+        _ => b"",
+    };
+    let Some(holder) = tokens.holder(token) else {
+        return Err(unauthorized("the token is none that this node accepts"));
+    };
+    let judged = holder.may(verb).map_err(Problem::forbidden);
+    holder.count(judged.as_ref().map_or(StatusCode::FORBIDDEN, |()| StatusCode::OK));
+    judged.map(|()| holder.name().to_owned())
 }
 
 /// Without a token the machine's own users may act. Those for whom a proxy on this machine speaks

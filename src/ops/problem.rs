@@ -49,7 +49,7 @@ impl Problem {
     }
 
     pub(super) fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "not from there", detail)
+        Self::new(StatusCode::FORBIDDEN, "not allowed", detail)
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {

@@ -41,7 +41,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::config::{Config, HostPort, Loaded, Sources, TlsClientAuth, WhenRemoved};
+use crate::config::{
+    self, Config, HostPort, Loaded, NamedToken, Secret, Secrets, Sources, TlsClientAuth,
+    WhenRemoved,
+};
 use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
@@ -140,7 +143,7 @@ async fn serve(
     let api = api::Server::new(
         coordinator.clone(),
         metrics.clone(),
-        api_settings(&loaded.config, connections_max),
+        api_settings(&loaded.config, connections_max, &metrics),
         load_tls(&loaded.config, None)?,
     );
 
@@ -389,7 +392,7 @@ fn apply_live(
     tls: Option<api::tls::Material>,
     peer_tls: Option<crate::peer::Tls>,
 ) {
-    node.api.apply(api_settings(config, connections_max));
+    node.api.apply(api_settings(config, connections_max, &node.metrics));
     node.api.set_tls(tls);
     node.coordinator.set_write_copies(config.write_copies());
     node.coordinator.set_read_copies(config.read_copies());
@@ -412,7 +415,10 @@ fn apply_to_parts(node: &Node, config: &Config, peer_tls: Option<crate::peer::Tl
 }
 
 /// Certificates and keys, if TLS is on. `in_force`: the certificate shown at present.
-fn load_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<api::tls::Material>, TlsError> {
+fn load_tls(
+    config: &Config,
+    in_force: Option<&Own>,
+) -> Result<Option<api::tls::Material>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -427,7 +433,10 @@ fn load_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<api::tls::
 }
 
 /// The same between nodes, where all need a certificate and an authority.
-fn load_peer_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<crate::peer::Tls>, TlsError> {
+fn load_peer_tls(
+    config: &Config,
+    in_force: Option<&Own>,
+) -> Result<Option<crate::peer::Tls>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -441,9 +450,9 @@ fn load_peer_tls(config: &Config, in_force: Option<&Own>) -> Result<Option<crate
 }
 
 /// What the client API is to go by, with as many connections as the limit of open files allows.
-fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
+fn api_settings(config: &Config, connections_max: u32, metrics: &Metrics) -> api::Settings {
     api::Settings {
-        tokens: tokens(config),
+        tokens: tokens(config, metrics),
         sites: sites(config),
         rate: rate(config.rate_limit, config.rate_burst),
         read_timeout: config.read_timeout,
@@ -454,8 +463,18 @@ fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
     }
 }
 
-fn tokens(config: &Config) -> api::Tokens {
-    api::Tokens::new(config.auth_token.iter().map(|secret| secret.expose()))
+fn tokens(config: &Config, metrics: &Metrics) -> api::Tokens {
+    let holder = |name: &str, secrets: &Secrets, rights| {
+        let tokens = secrets.iter().map(Secret::expose);
+        api::Holder::new(name, tokens, rights, metrics.of_token(name))
+    };
+    let named = config.auth_tokens.iter().map(|token| {
+        let NamedToken { name, verbs, prefixes, rate: per_second, secrets, .. } = token;
+        let (verbs, prefixes) = (verbs.clone(), prefixes.clone());
+        let rights = api::Rights { verbs, prefixes, rate: rate(*per_second, *per_second) };
+        holder(name, secrets, Some(rights))
+    });
+    named.chain([holder(config::EVERYTHING, &config.auth_token, None)]).collect()
 }
 
 /// The names that the configuration gives the node are its own; no web page can make them up.

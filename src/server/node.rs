@@ -239,9 +239,9 @@ impl Node {
         let bad = |error: crate::tls::TlsError| refused(vec![super::chain(&error)]);
         let in_force = self.api.certificate();
         let tls = super::load_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
-        let peer_tls = super::load_peer_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
-        let mut warnings: Vec<_> =
-            reloaded.new.warnings.iter().map(ToString::to_string).collect();
+        let peer_tls =
+            super::load_peer_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
+        let mut warnings: Vec<_> = reloaded.new.warnings.iter().map(ToString::to_string).collect();
         let new = Arc::new(reloaded.new);
         let files = process::open_files(new.config.max_conns);
         let files = files.map_err(|source| ActionError::Failed {
@@ -334,7 +334,7 @@ impl ops::Node for Node {
     }
 
     fn tokens(&self) -> Arc<api::Tokens> {
-        Arc::new(super::tokens(&Node::config(self).config))
+        Arc::new(super::tokens(&Node::config(self).config, &self.metrics))
     }
 
     fn sites(&self) -> Arc<api::Sites> {

@@ -171,7 +171,8 @@ async fn a_head_that_leaves_doubt_is_refused() {
         ("1.0", "host: n\r\nhost: m\r\ncontent-length: 0\r\n", 400),
     ] {
         let mut client = node.connect().await;
-        let request = format!("PUT /v1/kv/a HTTP/{version}\r\n{headers}\r\n5\r\nhello\r\n0\r\n\r\n");
+        let request =
+            format!("PUT /v1/kv/a HTTP/{version}\r\n{headers}\r\n5\r\nhello\r\n0\r\n\r\n");
         client.send(request + inner).await;
         let refused = client.reply().await;
         refused.problem(status);
@@ -189,7 +190,8 @@ async fn a_head_that_leaves_doubt_is_refused() {
 #[tokio::test]
 async fn nothing_is_read_behind_trailers() {
     let node = node().await;
-    let head = "PUT /v1/kv/a HTTP/1.1\r\nhost: n\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n";
+    let head =
+        "PUT /v1/kv/a HTTP/1.1\r\nhost: n\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n";
     let inner = "DELETE /v1/kv/b HTTP/1.1\r\nhost: n\r\n\r\n";
     node.put("b", "1").await;
     for (end, status) in [

@@ -65,7 +65,8 @@ async fn etags_of_others_are_compared_and_do_not_match() {
     let etag = node.put("a", "1").await;
     let weak = format!("W/{etag}");
     let gzip = format!("{}-gzip\"", etag.trim_end_matches('"'));
-    let foreign = ["\"5d8c72a5edda8-14\"", "\"a,b\"", "\"\"", "W/\"x\"", "\"99999999999999999999\""];
+    let foreign =
+        ["\"5d8c72a5edda8-14\"", "\"a,b\"", "\"\"", "W/\"x\"", "\"99999999999999999999\""];
     for other in foreign.into_iter().chain([weak.as_str(), &gzip, "\"x\", W/\"y\", \"7\""]) {
         let wanted = [&*format!("If-Match: {other}")];
         let refused = node.ask("PUT /v1/kv/a", &wanted, "2").await;

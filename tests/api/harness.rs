@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegiskv::api::tls::Material;
-use aegiskv::api::{Server, Settings, Sites};
+use aegiskv::api::{Holder, Server, Settings, Sites, Tokens};
 use aegiskv::coordinator::Coordinator;
 use aegiskv::disk::Os;
-use aegiskv::metrics::{Metrics, Readings};
+use aegiskv::metrics::{Metrics, Readings, TokenMetrics};
 use aegiskv::replica::{Copies, Replica};
 use aegiskv::replication::{self, Nobody, Replication, Shelf};
 use aegiskv::shard::{Placement, Setting};
@@ -94,6 +94,11 @@ pub(crate) async fn start(mut setup: Setup) -> Node {
         served: Some(served),
         _dir: dir,
     }
+}
+
+/// Tokens that open everything.
+pub(crate) fn tokens(tokens: &[&str]) -> Tokens {
+    [Holder::new("auth_token", tokens, None, TokenMetrics::default())].into_iter().collect()
 }
 
 /// Lets requests name the node as they do here, unless the test is about that.

@@ -2,13 +2,13 @@
 
 use std::num::NonZeroU32;
 
-use aegiskv::api::{Rate, Settings, Sites, Tokens};
+use aegiskv::api::{Rate, Settings, Sites};
 use aegiskv::store::{self, EvictionPolicy};
 
-use crate::harness::{Setup, node, node_with, start};
+use crate::harness::{self, Setup, node, node_with, start};
 
 fn with_tokens(tokens: &[&str]) -> Settings {
-    Settings { tokens: Tokens::new(tokens), ..Settings::default() }
+    Settings { tokens: harness::tokens(tokens), ..Settings::default() }
 }
 
 #[tokio::test]
@@ -174,7 +174,10 @@ async fn without_a_token_no_web_page_may_ask() {
         "host: localhost\r\nsec-fetch-site: cross-site\r\n",
     ] {
         for line in everything {
-            assert!(ask(line, headers).await.problem(403).contains("auth_token"), "{line} {headers}");
+            assert!(
+                ask(line, headers).await.problem(403).contains("auth_token"),
+                "{line} {headers}"
+            );
         }
     }
     for headers in [

@@ -190,7 +190,12 @@ async fn files_that_cannot_serve_are_named_with_what_is_wrong() {
         let text = said(cert, key);
         assert!(named.iter().all(|part| text.contains(part)), "{cert} {key}: {text}");
     }
-    let unnamed =
-        Material::load(&pki.path("node.pem"), &pki.path("node.key"), None, ClientAuth::Required, None);
+    let unnamed = Material::load(
+        &pki.path("node.pem"),
+        &pki.path("node.key"),
+        None,
+        ClientAuth::Required,
+        None,
+    );
     assert!(unnamed.unwrap_err().to_string().contains("tls_ca_file"));
 }

@@ -437,3 +437,79 @@ fn names_are_kept_plain() {
              node a name"]
     );
 }
+
+#[test]
+fn named_tokens_are_checked_one_by_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (long, other) = ("l".repeat(40), "o".repeat(40));
+    let (a, b, spaced) = (token("a", &long), token("b", &other), token("c", "with space"));
+    let problems = |tokens: &str| file(&format!(r#"{{"auth_tokens": {tokens}}}"#)).problems();
+    let expects = "give a list of objects, each with name, file and verbs (of read, write, admin, \
+                   metrics), and if wanted prefixes and rate";
+    for (given, what) in [
+        (r#"{"name": "x"}"#, "an object does not fit"),
+        (
+            r#"["x"]"#,
+            "its entry 1 does not fit: invalid type: string \"x\", expected struct NamedToken",
+        ),
+        (r#"[{"name": "x", "verbs": ["read"]}]"#, "its entry 1 does not fit: missing field `file`"),
+        (
+            r#"[{"name": "x", "file": "f", "verbs": ["reed"]}]"#,
+            "its entry 1 does not fit: unknown variant `reed`, expected one of `read`, `write`, \
+             `admin`, `metrics`",
+        ),
+        (
+            r#"[{"name": "x", "file": "f", "verbs": [], "token": "t"}]"#,
+            "its entry 1 does not fit: unknown field `token`, expected one of `name`, `file`, \
+             `verbs`, `prefixes`, `rate`",
+        ),
+    ] {
+        assert_eq!(problems(given), [format!("test.json: auth_tokens: {what}; {expects}")]);
+    }
+    assert_eq!(
+        problems(r#"[{"name": "x", "file": "/nonexistent/x", "verbs": ["read"]}]"#),
+        ["test.json: auth_tokens: the file of x: /nonexistent/x cannot be read: No such file or \
+          directory (os error 2); name a file that this user can read"]
+    );
+    let faulty = format!(
+        r#"[{{"name": "shop", "file": "{a}", "verbs": ["read"], "prefixes": [""]}},
+            {{"name": "shop", "file": "{b}", "verbs": []}},
+            {{"name": "a b", "file": "{a}", "verbs": ["admin"]}},
+            {{"name": "auth_token", "file": "{spaced}", "verbs": ["metrics"]}}]"#
+    );
+    assert_eq!(
+        problems(&faulty),
+        [
+            "holds a space or another character that an HTTP header cannot carry; use letters, \
+             digits and ASCII punctuation",
+            "shop has an empty prefix; leave prefixes out if it is for all keys",
+            "shop is taken already; give each token a name of its own",
+            "shop has no verbs, so it is for nothing; give it some of read, write, admin, metrics",
+            "\"a b\" is no name for a token; use 1 to 64 letters, digits, dots, hyphens and \
+             underscores",
+            "a b has a token that stands elsewhere as well; give each name a token of its own, \
+             made with `aegiskv token`",
+            "auth_token is taken already; give each token a name of its own",
+        ]
+        .map(|what| format!("test.json: auth_tokens: {what}"))
+    );
+    let short = token("d", "short");
+    let sound = format!(r#"[{{"name": "shop", "file": "{short}", "verbs": ["read"], "rate": 5}}]"#);
+    let loaded = file("{}").with_variable("AEGIS_AUTH_TOKENS", &sound).loaded();
+    assert_eq!(
+        warnings(&loaded),
+        [
+            "environment AEGIS_AUTH_TOKENS: auth_tokens: that of shop is shorter than 32 characters; \
+          make a long one with `aegiskv token`"
+        ]
+    );
+    let shown =
+        serde_json::to_value(loaded.explain()).expect("JSON")["auth_tokens"]["value"].clone();
+    assert_eq!(shown[0]["rate"], 5);
+    assert!(!shown.to_string().contains("\"short\""), "{shown}");
+}

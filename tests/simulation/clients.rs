@@ -164,8 +164,7 @@ impl World {
         };
         let plain = matches!(
             asked,
-            Asked::Put { condition: Only::Always, .. }
-                | Asked::Delete { condition: Only::Always }
+            Asked::Put { condition: Only::Always, .. } | Asked::Delete { condition: Only::Always }
         );
         let copies = match self.dice.below(100) {
             0..78 => Copies::Majority,
@@ -230,9 +229,7 @@ impl World {
                 (Write::Put { value, content_type: Bytes::new(), ttl }, condition)
             }
             Asked::Delete { condition } => (Write::Delete, condition),
-            Asked::Incr { by } => {
-                (Write::Incr { by, ttl: expires.then_some(span) }, Only::Always)
-            }
+            Asked::Incr { by } => (Write::Incr { by, ttl: expires.then_some(span) }, Only::Always),
             Asked::Touch => {
                 let ttl = if self.dice.chance(300) { Ttl::Keep } else { ttl };
                 (Write::Touch { ttl }, Only::Always)

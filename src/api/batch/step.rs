@@ -213,7 +213,7 @@ impl Step {
     }
 
     /// Reads a line.
-    pub(super) fn of_line(line: &[u8], index: u64, shared: Shared) -> Self {
+    pub(super) fn of_line(line: &[u8], index: u64, shared: &Shared) -> Self {
         let parsed = serde_json::from_slice::<Written>(line).map_err(OpError::from);
         let step = parsed.and_then(|written| written.into_step(index, shared));
         step.unwrap_or_else(|error| Self::Refused(error.into()))
@@ -276,7 +276,7 @@ impl Batch {
     }
 
     /// All operations, checked before the first is begun.
-    pub(super) fn into_steps(self, shared: Shared) -> Result<Vec<Step>, Problem> {
+    pub(super) fn into_steps(self, shared: &Shared) -> Result<Vec<Step>, Problem> {
         let steps = self.ops.written.into_iter().enumerate().map(|(index, written)| {
             written.into_step(index as u64, shared).map_err(|error| {
                 let kind = error.kind();
@@ -288,7 +288,7 @@ impl Batch {
 }
 
 impl Written {
-    fn into_step(mut self, index: u64, shared: Shared) -> Result<Step, OpError> {
+    fn into_step(mut self, index: u64, shared: &Shared) -> Result<Step, OpError> {
         let key = Key::new(self.take_key()?, shared.limits.key_bytes)?;
         let condition = self.take_condition()?;
         let (ttl, by) = (self.take_ttl()?, self.by.take().map(|Whole(by)| by));
@@ -411,13 +411,19 @@ mod tests {
 
     use super::*;
     use crate::api::settings::Settings;
+    use crate::api::tokens::Grant;
     use crate::coordinator::Consistency;
     use crate::entry::Version;
 
     fn step(line: &str) -> Result<Step, String> {
         let limits = Settings { max_value_bytes: 4, ..Settings::default() }.limits();
-        let shared = Shared { limits, consistency: Consistency::One, idempotency: None };
-        match Step::of_line(line.as_bytes(), 0, shared) {
+        let shared = Shared {
+            limits,
+            grant: Grant::default(),
+            consistency: Consistency::One,
+            idempotency: None,
+        };
+        match Step::of_line(line.as_bytes(), 0, &shared) {
             Step::Refused(problem) => {
                 Err(serde_json::to_value(problem.fields()).unwrap()["detail"].to_string())
             }
@@ -475,7 +481,7 @@ mod tests {
             (r#"{"op":"put","key":"a","value":"1","ttl":1.5}"#, "ttl"),
             (r#"{"op":"put","key":null,"value":"1"}"#, "key"),
             (r#"{"op":"put","key":"a","value":null}"#, "value"),
-            (r#"{"op":null,"key":"a"}"#, "null"),
+            (r#"{"op":null,"key":"a"}"#, "column 7"),
             (r#"{"op":"get","key":"a","tll":null}"#, "tll"),
             (r#"{"op":"incr","key":"a","by":1.5}"#, "64-bit integer"),
             (r#"{"op":"incr","key":"a","by":"1"}"#, "64-bit integer"),

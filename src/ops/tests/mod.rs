@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use tower_service::Service;
 
 use super::*;
-use crate::api::{Sites, Tokens};
+use crate::api::{Holder, Sites, Tokens};
 use crate::controller::ShardState;
-use crate::metrics::{Readings, ShardCounts};
+use crate::metrics::{Readings, ShardCounts, TokenMetrics};
 
 const LOCAL: &str = "127.0.0.1:5000";
 const LOCAL_6: &str = "[::1]:5000";
@@ -69,7 +69,11 @@ impl Fake {
     }
 
     fn with_tokens(tokens: &[&str]) -> Self {
-        Self { tokens: Arc::new(Tokens::new(tokens)), ..Self::new() }
+        Self::with_holders([Holder::new("auth_token", tokens, None, TokenMetrics::default())])
+    }
+
+    fn with_holders(holders: impl IntoIterator<Item = Holder>) -> Self {
+        Self { tokens: Arc::new(holders.into_iter().collect()), ..Self::new() }
     }
 
     fn tell(&self, what: impl Into<String>) {

@@ -355,7 +355,8 @@ async fn a_head_that_leaves_doubt_is_refused_and_ends_its_connection() {
         assert_eq!(refused.headers["connection"], "close");
         refused.detail();
     }
-    let chunked = ask(&node, LOCAL, Method::GET, "/live", &[("transfer-encoding", "chunked")]).await;
+    let chunked =
+        ask(&node, LOCAL, Method::GET, "/live", &[("transfer-encoding", "chunked")]).await;
     assert_eq!(chunked.status, StatusCode::OK);
     assert_eq!(chunked.headers["connection"], "close");
     let plain = get(&node, "/live").await;

@@ -207,6 +207,25 @@ pub(super) async fn auth_token_file() {
     assert_eq!(opened(&node).await, [[401, 401], [404, 200]]);
 }
 
+pub(super) async fn auth_tokens() {
+    let mut home = Home::new(json!({}));
+    let file = home.dir.path().join("shop");
+    fs::write(&file, TOKENS[0]).unwrap();
+    let shop = |verbs: &[&str]| json!({ "auth_tokens": [{ "name": "shop", "file": file, "verbs": verbs }] });
+    home.set(shop(&["read"]));
+    let node = home.start().await;
+    assert_eq!(opened(&node).await, [[404, 403], [401, 401]]);
+    reload(&mut home, &node, shop(&["admin"])).await;
+    assert_eq!(opened(&node).await, [[403, 200], [401, 401]]);
+    // Rotated by overlap.
+    fs::write(&file, TOKENS.map(|token| format!("{token}\n")).concat()).unwrap();
+    reload(&mut home, &node, json!({})).await;
+    assert_eq!(opened(&node).await, [[403, 200], [403, 200]]);
+    fs::write(&file, TOKENS[1]).unwrap();
+    reload(&mut home, &node, json!({})).await;
+    assert_eq!(opened(&node).await, [[401, 401], [403, 200]]);
+}
+
 pub(super) async fn log_level() {
     let mut home = Home::new(json!({}));
     let node = home.start().await;
