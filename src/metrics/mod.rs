@@ -162,6 +162,11 @@ impl Default for TokenMetrics {
 }
 
 impl TokenMetrics {
+    fn of(requests: &prometheus::IntCounterVec, name: &str) -> Self {
+        let of = |outcome| requests.with_label_values(&[name, outcome]);
+        Self { let_in: of("let_in"), forbidden: of("forbidden"), limited: of("limited") }
+    }
+
     /// Counts a request that was answered with this status.
     pub fn count(&self, status: u16) {
         match status {
@@ -291,11 +296,7 @@ impl Metrics {
                 "aegis_unauthorized_requests_total",
                 "Requests of clients and operators that were answered 401: without a token, or with one that is not accepted.",
             ),
-            token_requests: t.counters(
-                "aegis_token_requests_total",
-                &["token", "outcome"],
-                "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429).",
-            ),
+            token_requests: token_requests(t),
             refusals: refusals(t),
             log_dropped: log_dropped(t),
             gauges: Gauges::declare(t),
@@ -311,8 +312,7 @@ impl Metrics {
 
     /// The handles of the tokens that the configuration calls `name`.
     pub fn of_token(&self, name: &str) -> TokenMetrics {
-        let of = |outcome| self.token_requests.with_label_values(&[name, outcome]);
-        TokenMetrics { let_in: of("let_in"), forbidden: of("forbidden"), limited: of("limited") }
+        TokenMetrics::of(&self.token_requests, name)
     }
 
     /// Counts a GET that found nothing.
@@ -369,6 +369,16 @@ fn operations(t: &mut Table) -> [OpMetrics; Op::ALL.len()] {
         errors: errors.with_label_values(&[op.label()]),
         durations: Durations(durations.with_label_values(&[op.label()])),
     })
+}
+
+fn token_requests(t: &mut Table) -> prometheus::IntCounterVec {
+    let requests = t.counters(
+        "aegis_token_requests_total",
+        &["token", "outcome"],
+        "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429).",
+    );
+    TokenMetrics::of(&requests, "auth_token");
+    requests
 }
 
 fn refusals(t: &mut Table) -> prometheus::IntCounterVec {

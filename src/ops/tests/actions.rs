@@ -155,7 +155,7 @@ async fn actions_are_for_operators_and_metrics_for_whom_they_are_given() {
         [("shop", 403, 403), ("grafana", 403, 200), ("operator", 200, 200), ("stranger", 401, 401)]
     {
         assert_eq!(
-            status(Method::POST, "/admin/log-level?level=info", token).await,
+            status(Method::POST, "/admin/log-level?level=debug", token).await,
             drained,
             "{token}"
         );
