@@ -1,8 +1,8 @@
-//! The lines of a dump: one entry a line, as JSON (NDJSON). Written by `aegiskv dump`, read by
-//! `aegiskv import`.
+//! The lines of a dump: one entry a line, as JSON (NDJSON), and a last line that says how many there
+//! are. Written by `aegiskv dump`, read by `aegiskv import`.
 //!
 //! Invariant: what [`Entry::to_line`] writes, [`Entry::parse`] reads back equal, whatever bytes
-//! the key and the value hold. Pure: no file and no connection is touched here.
+//! the key and the value hold; likewise [`End`]. Pure: no file and no connection is touched here.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -43,6 +43,22 @@ pub struct Entry {
     /// The version at the time of the dump.
     pub version: Option<Version>,
 }
+
+/// The end of a dump: a dump without it is a part of one.
+///
+/// # Format
+/// A JSON object with the member `dumped_keys`, how many entries there are before it, and no other,
+/// ended by a line feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// How many entries the dump has.
+    #[serde(rename = "dumped_keys")]
+    pub keys: u64,
+}
+
+/// No [`End`] is longer, in bytes.
+pub const END_BYTES_MAX: usize = 64;
 
 /// Why a line is no [`Entry`].
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +109,20 @@ struct Line<'a> {
     ttl_ms: Option<u64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     version: Option<Cow<'a, str>>,
+}
+
+impl End {
+    /// The end as a line, with its line feed.
+    pub fn to_line(&self) -> String {
+        let mut text = serde_json::to_string(self).expect("a number always serialises");
+        text.push('\n');
+        text
+    }
+
+    /// Reads a line, with or without its line feed; `None` if it is no end.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        if line.len() > END_BYTES_MAX { None } else { serde_json::from_slice(line).ok() }
+    }
 }
 
 impl Entry {
@@ -193,6 +223,19 @@ mod tests {
         assert_eq!(line, "{\"key_base64\":\"/w==\",\"value_base64\":\"AP4=\"}\n");
         let read = Entry::parse(line.as_bytes()).expect("a line just written is read");
         assert_eq!(read, entry(b"\xff", b"\x00\xfe"));
+    }
+
+    #[test]
+    fn the_end_says_how_many_there_were() {
+        assert_eq!(End { keys: 3 }.to_line(), "{\"dumped_keys\":3}\n");
+        assert_eq!(End::parse(b"{\"dumped_keys\":3}"), Some(End { keys: 3 }));
+        assert_eq!(
+            End::parse(End { keys: u64::MAX }.to_line().as_bytes()),
+            Some(End { keys: u64::MAX })
+        );
+        for other in ["", "{}", r#"{"dumped_keys":-1}"#, r#"{"key":"a","value":"dumped_keys"}"#] {
+            assert_eq!(End::parse(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

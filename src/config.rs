@@ -21,6 +21,7 @@ mod secret;
 mod setting;
 mod span;
 mod tls_files;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -38,6 +39,7 @@ pub use secret::{Secret, Secrets};
 pub use setting::{
     EvictionPolicy, Quorum, Shape, TlsClientAuth, UncleanRecovery, WalMode, WhenRemoved,
 };
+pub use tokens::{EVERYTHING, NamedToken};
 
 use check::Check;
 use layers::Layers;
@@ -189,6 +191,11 @@ impl Inputs {
                     broken.insert(key);
                 }
             }
+        }
+        if let Err((what, mend)) = tokens::read_files(&mut config.auth_tokens) {
+            let origin = origins.of("auth_tokens");
+            problems.push(Problem::with_key("auth_tokens", origin, what, mend));
+            broken.insert("auth_tokens");
         }
         if config.node_id.is_empty() {
             config.node_id.clone_from(&self.host_name);

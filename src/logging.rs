@@ -2,15 +2,20 @@
 //!
 //! Text lines carry no colour unless a terminal reads them; where the journal reads them they
 //! carry its priority and leave the time to it. The level can be changed while the process runs.
-//! This module never decides what is logged, and never logs itself.
+//! This module never decides what is logged, and never makes anybody wait who logs: what a reader
+//! does not take is dropped and counted, and it says no more than that.
 
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+mod queue;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
@@ -20,11 +25,13 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use queue::Queue;
+
 /// Daily files that are kept; older ones are removed.
 const FILES_KEPT: usize = 14;
 
-/// Lines that wait for the disk before further ones are dropped rather than slow the node.
-const LINES_WAITING_MAX: usize = 16_384;
+/// How long a process that ends, or a thread that panics, tries to say why.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most directives in one level.
 const DIRECTIVES_MAX: usize = 64;
@@ -94,18 +101,33 @@ pub enum StartError {
         /// What the system said.
         source: InitError,
     },
+    /// No thread could be had.
+    #[error("cannot start a thread for the log")]
+    Thread(#[source] io::Error),
     /// This process logs already.
     #[error("logging was started twice")]
     Twice,
 }
 
-/// Logging under way. Lines still on their way to the file are written when it is dropped, so it
-/// lives as long as the process.
+/// Logging under way. Lines still on their way are written when it is dropped, so it lives as long
+/// as the process.
 #[derive(Debug)]
-#[must_use = "dropping it ends logging to files"]
+#[must_use = "dropping it ends logging"]
 pub struct Logging {
     control: LevelControl,
-    _file: Option<WorkerGuard>,
+    queues: Vec<Queue>,
+}
+
+/// Knows how many lines were dropped; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Drops(Vec<Queue>);
+
+impl Drops {
+    /// How many lines were dropped since this was asked last, by where they were to go: `stderr`,
+    /// `file`.
+    pub fn take(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.iter().map(|queue| (queue.to(), queue.take_dropped()))
+    }
 }
 
 /// Changes the level while the process runs; cheap to clone.
@@ -128,6 +150,11 @@ impl Logging {
         self.control.clone()
     }
 
+    /// The count of lines dropped.
+    pub fn drops(&self) -> Drops {
+        Drops(self.queues.clone())
+    }
+
     /// As [`LevelControl::set_level`].
     ///
     /// # Errors
@@ -137,7 +164,40 @@ impl Logging {
     }
 }
 
-/// Starts logging for the whole process.
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.queues.iter().for_each(Queue::end);
+    }
+}
+
+/// Says something on standard error, and waits for its reader, but no longer than a second: for a
+/// process that ends, whether anybody reads or not.
+pub fn last_words(text: String) {
+    let (said, is_said) = mpsc::channel();
+    let say = move || {
+        // Nobody can be told that nobody listens.
+        let _ = writeln!(io::stderr(), "{text}");
+        let _ = said.send(());
+    };
+    if thread::Builder::new().name("last-words".to_owned()).spawn(say).is_ok() {
+        let _ = is_said.recv_timeout(LAST_WORDS_PATIENCE);
+    }
+}
+
+/// As the standard library does it, but without waiting for a reader that stalls.
+fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let backtrace = std::backtrace::Backtrace::capture();
+    last_words(match backtrace.status() {
+        std::backtrace::BacktraceStatus::Captured => {
+            format!("thread {name:?} {panic}\n{backtrace}")
+        }
+        _ => format!("thread {name:?} {panic}"),
+    });
+}
+
+/// Starts logging for the whole process, panics included.
 ///
 /// # Errors
 /// [`StartError`]; nothing is logged then.
@@ -146,8 +206,11 @@ pub fn start(config: &Config) -> Result<Logging, StartError> {
         colour: io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         journal: is_journal(),
     };
-    let (subscriber, logging) = assemble(config, io::stderr, stderr)?;
+    let queue = Queue::start("stderr", io::stderr()).map_err(StartError::Thread)?;
+    let (subscriber, mut logging) = assemble(config, queue.clone(), stderr)?;
+    logging.queues.push(queue);
     subscriber.try_init().map_err(|_| StartError::Twice)?;
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(logging)
 }
 
@@ -222,19 +285,13 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(parse_level(&config.level)?);
-    let (file, guard) = match &config.dir {
-        Some(dir) => {
-            let (writer, guard) = daily_files(dir)?;
-            (Some(writer), Some(guard))
-        }
-        None => (None, None),
-    };
-    let file = file.map(|writer| lines(config.format, writer, FILE));
+    let file = config.dir.as_ref().map(daily_files).transpose()?;
     let subscriber = tracing_subscriber::registry()
         .with(filter)
         .with(lines(config.format, stderr, reader))
-        .with(file);
-    Ok((subscriber, Logging { control: LevelControl(handle), _file: guard }))
+        .with(file.clone().map(|queue| lines(config.format, queue, FILE)));
+    let queues = file.into_iter().collect();
+    Ok((subscriber, Logging { control: LevelControl(handle), queues }))
 }
 
 /// A file is read by people and programs, later.
@@ -256,7 +313,7 @@ where
     }
 }
 
-fn daily_files(dir: &PathBuf) -> Result<(NonBlocking, WorkerGuard), StartError> {
+fn daily_files(dir: &PathBuf) -> Result<Queue, StartError> {
     // The appender makes it too, but complains on standard error before.
     std::fs::create_dir_all(dir)
         .map_err(|source| StartError::Create { dir: dir.clone(), source })?;
@@ -267,10 +324,7 @@ fn daily_files(dir: &PathBuf) -> Result<(NonBlocking, WorkerGuard), StartError> 
         .max_log_files(FILES_KEPT)
         .build(dir)
         .map_err(|source| StartError::Dir { dir: dir.clone(), source })?;
-    Ok(NonBlockingBuilder::default()
-        .buffered_lines_limit(LINES_WAITING_MAX)
-        .thread_name("log-file")
-        .finish(appender))
+    Queue::start("file", appender).map_err(StartError::Thread)
 }
 
 /// Whether the journal reads standard error: systemd names the device and inode of the stream it

@@ -14,7 +14,8 @@ pub use reload_report::ReloadReport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Files that the node itself needs open beside client connections: listeners, the log and its
-/// segments, snapshots under way, connections to other nodes.
+/// segments, snapshots under way, connections to other nodes. Where the limit allows less than twice
+/// that, half of it is theirs.
 const FILES_BESIDE_CONNECTIONS: u64 = 512;
 
 /// How many files the process may open, and how many connections that allows.
@@ -43,13 +44,13 @@ pub fn open_files(max_conns: u32) -> std::io::Result<OpenFiles> {
 }
 
 fn connections_within(limit: u64, max_conns: u32) -> OpenFiles {
-    let needed = u64::from(max_conns) + FILES_BESIDE_CONNECTIONS;
-    if limit >= needed {
+    let beside = FILES_BESIDE_CONNECTIONS.min(limit / 2);
+    // One connection at least: a node that serves nobody cannot even be asked why.
+    let connections = u32::try_from((limit - beside).max(1)).unwrap_or(u32::MAX);
+    if connections >= max_conns {
         return OpenFiles { limit, connections: max_conns, warning: None };
     }
-    // One connection at least: a node that serves nobody cannot even be asked why.
-    let room = limit.saturating_sub(FILES_BESIDE_CONNECTIONS).max(1);
-    let connections = u32::try_from(room).unwrap_or(max_conns);
+    let needed = u64::from(max_conns) + FILES_BESIDE_CONNECTIONS;
     let warning = format!(
         "the process may open {limit} files, which allows {connections} connections instead of \
          max_conns ({max_conns}); set LimitNOFILE={needed} in the unit (or ulimit -n {needed}), \
@@ -77,7 +78,12 @@ mod tests {
                  lower max_conns"
             )
         );
-        assert_eq!(connections_within(100, 10_000).connections, 1);
+        // Too few for what the node needs itself, and still for whoever asks what is wrong.
+        assert_eq!(connections_within(256, 10_000).connections, 128);
+        assert_eq!(connections_within(100, 10_000).connections, 50);
+        assert_eq!(connections_within(1, 10_000).connections, 1);
+        assert_eq!(connections_within(256, 100).connections, 100);
+        assert!(connections_within(256, 10_000).warning.is_some());
         assert_eq!(connections_within(u64::MAX, u32::MAX).connections, u32::MAX);
     }
 

@@ -1,6 +1,7 @@
 //! Certificates and keys from PEM files, for clients' connections and for those between nodes.
 //!
-//! Invariant: what is returned was read whole, understood and, where it has a time, is valid now.
+//! Invariant: what is returned was read whole, understood and, where it has a time, is valid now or
+//! in force already.
 //! It never keeps a file's content, and no error repeats any of it.
 
 use std::fs;
@@ -166,11 +167,39 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Checks that a certificate, read from `path`, is valid now; until when it is.
-///
-/// # Errors
-/// It is not X.509, or its time has not come or is over.
-pub fn validity(path: &Path, certificate: &CertificateDer<'_>) -> Result<Timestamp, TlsError> {
+/// A node's own certificate.
+#[derive(Clone, Debug)]
+pub struct Own {
+    certificate: CertificateDer<'static>,
+    not_after: Timestamp,
+}
+
+impl Own {
+    /// Takes the certificate, read from `path`, with which a node is to show itself. The one that
+    /// is in force already is taken whatever the time: refusing it would mend nothing.
+    ///
+    /// # Errors
+    /// It is not X.509, or its time has not come or is over.
+    pub fn judge(
+        path: &Path,
+        certificate: &CertificateDer<'static>,
+        in_force: Option<&Self>,
+    ) -> Result<Self, TlsError> {
+        if let Some(same) = in_force.filter(|own| own.certificate == *certificate) {
+            return Ok(same.clone());
+        }
+        let not_after = validity(path, certificate)?;
+        Ok(Self { certificate: certificate.clone(), not_after })
+    }
+
+    /// When it expires.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+}
+
+/// Checks that a certificate is valid now; until when it is.
+fn validity(path: &Path, certificate: &CertificateDer<'_>) -> Result<Timestamp, TlsError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
     let validity = parsed.validity();

@@ -2,7 +2,8 @@
 //! what was not written.
 //!
 //! The input is split in two. The first half is damage to a log of two segments: where, and which
-//! bits. The second half is a third segment, as it is, behind a header that is sound or not.
+//! bits. The second half is a third segment, as it is, behind a header that is sound or not. The
+//! mark is there or not; where it is, nothing that was durable is lost in silence.
 
 #![no_main]
 
@@ -13,11 +14,13 @@ use aegiskv::disk::Faulty;
 use aegiskv::entry::{
     Departure, Effect, Key, Position, Record, RequestId, ShardId, Verdict, Version,
 };
-use aegiskv::wal::{Config, Frame, Location, Lsn, Mode, Progress, Recovery, Replay, Writer};
+use aegiskv::wal::{self, Config, Frame, Location, Lsn, Mode, Progress, Recovery, Replay, Writer};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
 const FRAMES: u64 = 24;
+
+const MARK: &str = "/wal/mark.wal";
 
 fn location() -> Location {
     Location { dir: PathBuf::from("/wal"), cluster_id: 1, seed: 2 }
@@ -49,9 +52,9 @@ fn record(lsn: u64) -> Record {
     }
 }
 
-/// Two segments of real frames, in batches of three, and the header of a third.
-fn sound() -> &'static [Vec<u8>; 3] {
-    static SOUND: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
+/// Two segments of real frames, in batches of three, the header of a third, and the mark.
+fn sound() -> &'static [Vec<u8>; 4] {
+    static SOUND: OnceLock<[Vec<u8>; 4]> = OnceLock::new();
     SOUND.get_or_init(|| {
         let disk = Faulty::new(1);
         let config = Config {
@@ -72,12 +75,13 @@ fn sound() -> &'static [Vec<u8>; 3] {
             }
         }
         committer.finish().expect("the disk is sound");
-        [1, FRAMES / 2 + 1, FRAMES + 1].map(|first| disk.get(&path(first)).expect("it is there"))
+        let paths = [path(1), path(FRAMES / 2 + 1), path(FRAMES + 1), PathBuf::from(MARK)];
+        paths.map(|path| disk.get(&path).expect("it is there"))
     })
 }
 
 fuzz_target!(|input: &[u8]| {
-    let [mut first, mut second, mut third] = sound().clone();
+    let [mut first, mut second, mut third, mark] = sound().clone();
     let (damage, raw) = input.split_at(input.len() / 2);
     for edit in damage.chunks_exact(4) {
         let at = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
@@ -101,11 +105,13 @@ fuzz_target!(|input: &[u8]| {
     if !raw.is_empty() {
         disk.put(&path(FRAMES + 1), &third);
     }
+    let is_marked = damage.first().is_some_and(|byte| byte & 2 == 2);
+    if is_marked {
+        disk.put(&PathBuf::from(MARK), &mark);
+    }
     let replay = Replay {
         starts: &[Lsn(1); 2],
-        durable: Lsn(0),
-        same_boot: damage.first().is_some_and(|byte| byte & 1 == 1),
-        expects_log: true,
+        known: wal::Known { durable: Lsn(0), same_boot: damage.first().is_some_and(|byte| byte & 1 == 1), expects_log: true },
         threads: 1,
         progress: &Progress::default(),
     };
@@ -116,4 +122,5 @@ fuzz_target!(|input: &[u8]| {
     let recovery = recovery.expect("a disk in memory does not fail");
     let whole = recovery.corruptions.is_empty();
     assert!(!whole || recovery.frames == recovery.next.0 - 1, "{recovery:?}");
+    assert!(!whole || !is_marked || recovery.frames >= FRAMES, "{recovery:?}");
 });

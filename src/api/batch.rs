@@ -22,10 +22,11 @@ use super::kv;
 use super::params::{Fields, Query};
 use super::problem::{Kind, Problem};
 use super::settings::{KEYED_BATCH_OPS_MAX, Limits};
+use super::tokens::Grant;
 use crate::coordinator::{Consistency, IdempotencyKey};
 use crate::metrics::Op;
 
-pub(super) use self::step::OPS;
+pub(super) use self::step::{FIELDS, OPS};
 
 pub(super) const PATH: &str = "/v1/batch";
 pub(super) const PARAMETERS: &[&str] = &["consistency"];
@@ -34,9 +35,10 @@ pub(super) const PARAMETERS: &[&str] = &["consistency"];
 const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// What all operations of a batch share.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Shared {
     limits: Limits,
+    grant: Grant,
     consistency: Consistency,
     idempotency: Option<IdempotencyKey>,
 }
@@ -46,10 +48,13 @@ struct Shared {
 pub(super) async fn answer(
     client: Arc<Client>,
     limits: Limits,
+    grant: Grant,
     request: Request<axum::body::Body>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
+    fields.unconditional("if_match and if_none_match stand in the operations")?;
+    fields.plain_body()?;
     let framing = framing(fields.content_type)?;
     let query = Query::parse(head.uri.query(), PARAMETERS)?;
     let consistency = query.consistency()?;
@@ -57,19 +62,20 @@ pub(super) async fn answer(
         Framing::Lines => {
             kv::idempotency(&fields, &head, b"", b"")?;
             let header = fields.idempotency_key.map(|v| Bytes::copy_from_slice(v.as_bytes()));
-            let shared = Shared { limits, consistency, idempotency: None };
+            let shared = Shared { limits, grant, consistency, idempotency: None };
             Run::of_lines(client, shared, body, header)
         }
         Framing::Document => {
             let bound = Bound { bytes_max: limits.batch_bytes(), limit: BATCH_LIMIT };
             let body = intake::whole(&client, limits, body, bound).await?;
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
-            let shared = Shared { limits, consistency, idempotency };
-            let steps = Batch::parse(&body)?.into_steps(shared)?;
+            let shared = Shared { limits, grant, consistency, idempotency };
+            let steps = Batch::parse(&body)?.into_steps(&shared)?;
             if shared.idempotency.is_some() && steps.len() > KEYED_BATCH_OPS_MAX {
                 return Err(DocumentError::TooManyKeyed { ops: steps.len() }.into());
             }
-            client.spend(limits.rate, steps.len())?;
+            client.pace.spend(limits.rate, steps.len())?;
+            shared.grant.spend(steps.len())?;
             Run::of_document(client, shared, steps)
         }
     };

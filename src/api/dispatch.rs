@@ -10,16 +10,19 @@ use axum::response::Response as RoutedResponse;
 use axum::routing;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Version};
 
 use super::answer::{self, Body, Response};
 use super::client::{Client, Node};
+use super::framing::Doubt;
 use super::params::Query;
 use super::problem::{Kind, Problem};
 use super::settings::{Limits, Settings};
+use super::tokens::Grant;
+use super::upload::Upload;
 use super::watch::Busy;
-use super::{batch, kv, listing, openapi};
+use super::{batch, framing, kv, listing, openapi};
 use crate::metrics::Op;
 
 /// Routes that anybody may read, token or not: they tell nothing of the data.
@@ -43,18 +46,41 @@ pub(super) async fn answer(client: Arc<Client>, request: Request<Incoming>) -> R
         has_body: !request.body().is_end_stream(),
         version: request.version(),
     };
-    let (limits, admitted) = {
+    let lost = client.watch.has_lost_framing();
+    let (limits, grant, admitted) = {
         let settings = client.node.settings.load();
-        (settings.limits(), admit(&client, &settings, &request, op))
+        let judged = if lost { Err(Doubt::Before) } else { framing::check(&request) };
+        let granted = judged
+            .map_err(Problem::from)
+            .and_then(|()| recognise(&client.node, &settings, &request));
+        let (grant, admitted) = match granted {
+            Ok(grant) => {
+                let admitted = pace(&client, &settings, &grant, op);
+                (grant, admitted)
+            }
+            Err(problem) => (Grant::default(), Err(problem)),
+        };
+        (settings.limits(), grant, admitted)
     };
+    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    let (head, incoming) = request.into_parts();
+    let (upload, unread) = Upload::new(incoming, seen.version, chunked, &client.watch);
+    let request = Request::from_parts(head, upload);
     let answered = match admitted {
-        Err(problem) => Err(problem),
-        Ok(()) if request.uri().path().starts_with(kv::PREFIX) => {
-            kv::answer(&client, limits, request).await
+        Err(problem) => {
+            drop(request);
+            Err(problem)
         }
-        Ok(()) => Ok(Box::pin(routed(&client, limits, request)).await),
+        Ok(()) if request.uri().path().starts_with(kv::PREFIX) => {
+            kv::answer(&client, limits, &grant, request).await
+        }
+        Ok(()) => Ok(Box::pin(routed(&client, limits, &grant, request)).await),
     };
     let response = finish(&client, seen, answered);
+    grant.count(response.status());
+    if let Some(rest) = unread.and_then(|unread| unread.take()) {
+        client.read_on(rest, limits.read_timeout);
+    }
     if let Some(op) = op {
         count(&client.node, op, started, &response);
     }
@@ -80,28 +106,44 @@ fn op(request: &Request<Incoming>) -> Option<Op> {
     }
 }
 
-/// Lets a request in, or says why not.
-fn admit(
-    client: &Client,
+/// What a request may do by its token, or why it may do nothing.
+fn recognise(
+    node: &Node,
     settings: &Settings,
     request: &Request<Incoming>,
+) -> Result<Grant, Problem> {
+    if settings.tokens.is_empty() {
+        settings.sites.check(request)?;
+        return Ok(Grant::default());
+    }
+    if OPEN.contains(&request.uri().path()) {
+        return Ok(Grant::default());
+    }
+    let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let holder = header.and_then(bearer).and_then(|token| settings.tokens.holder(token));
+    holder.map(Grant::of).ok_or_else(|| {
+        node.metrics.unauthorized.inc();
+        let detail = match header {
+            None => "send 'Authorization: Bearer TOKEN' with a token of this cluster",
+            Some(_) => "the token in Authorization is none that this cluster accepts",
+        };
+        Problem::new(Kind::Unauthorized, detail)
+    })
+}
+
+/// Whether the connection's rate and the token's let a request in now.
+fn pace(
+    client: &Client,
+    settings: &Settings,
+    grant: &Grant,
     op: Option<Op>,
 ) -> Result<(), Problem> {
-    if !settings.tokens.is_empty() && !OPEN.contains(&request.uri().path()) {
-        let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-        if !header.and_then(bearer).is_some_and(|token| settings.tokens.accept(token)) {
-            let detail = match header {
-                None => "send 'Authorization: Bearer TOKEN' with a token of this cluster",
-                Some(_) => "the token in Authorization is none that this cluster accepts",
-            };
-            return Err(Problem::new(Kind::Unauthorized, detail));
-        }
+    // A batch is charged for each of its operations, where they are known.
+    if op == Some(Op::Batch) {
+        return Ok(());
     }
-    match op {
-        // A batch is charged for each of its operations, where they are known.
-        Some(Op::Batch) => Ok(()),
-        _ => client.spend(settings.rate, 1),
-    }
+    client.pace.spend(settings.rate, 1)?;
+    grant.spend(1)
 }
 
 /// The token in an `Authorization` field, RFC 6750 §2.1.
@@ -116,8 +158,10 @@ fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> R
     client.watch.leaves_unread(seen.has_body && failed);
     let mut response = answered.unwrap_or_else(Problem::into_response);
     // HTTP/2 ends streams one by one; its connections have no such field.
-    if failed && seen.version >= Version::HTTP_2 {
+    if seen.version >= Version::HTTP_2 {
         response.headers_mut().remove(CONNECTION);
+    } else if client.watch.has_lost_framing() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if seen.head {
         if let Some(length) = response.body().size_hint().exact() {
@@ -138,12 +182,18 @@ pub(super) fn count(node: &Node, op: Op, started: Instant, response: &Response) 
 }
 
 /// The router's way.
-async fn routed(client: &Arc<Client>, limits: Limits, request: Request<Incoming>) -> Response {
+async fn routed(
+    client: &Arc<Client>,
+    limits: Limits,
+    grant: &Grant,
+    request: Request<Upload>,
+) -> Response {
     use tower_service::Service;
 
     let mut request = request.map(axum::body::Body::new);
     request.extensions_mut().insert(Arc::clone(client));
     request.extensions_mut().insert(limits);
+    request.extensions_mut().insert(grant.clone());
     let response: RoutedResponse = match client.node.router.clone().call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -169,6 +219,7 @@ pub(super) fn router() -> Router {
 
 type OfClient = Extension<Arc<Client>>;
 type InLimits = Extension<Limits>;
+type Granted = Extension<Grant>;
 
 fn respond(answered: Result<Response, Problem>) -> RoutedResponse {
     answered.unwrap_or_else(Problem::into_response).map(axum::body::Body::new)
@@ -199,25 +250,31 @@ async fn document(
     )
 }
 
-async fn list(Extension(client): OfClient, request: RoutedRequest) -> RoutedResponse {
+async fn list(
+    Extension(client): OfClient,
+    Extension(grant): Granted,
+    request: RoutedRequest,
+) -> RoutedResponse {
     let (head, _) = request.into_parts();
-    respond(listing::list(&client, head.uri.query()).await)
+    respond(listing::list(&client, &grant, head.uri.query()).await)
 }
 
 async fn delete_prefix(
     Extension(client): OfClient,
     Extension(limits): InLimits,
+    Extension(grant): Granted,
     request: RoutedRequest,
 ) -> RoutedResponse {
-    respond(listing::delete(&client, limits, request).await)
+    respond(listing::delete(&client, limits, &grant, request).await)
 }
 
 async fn run_batch(
     Extension(client): OfClient,
     Extension(limits): InLimits,
+    Extension(grant): Granted,
     request: RoutedRequest,
 ) -> RoutedResponse {
-    respond(batch::answer(client, limits, request).await)
+    respond(batch::answer(client, limits, grant, request).await)
 }
 
 async fn wrong_method(request: RoutedRequest) -> RoutedResponse {

@@ -12,13 +12,14 @@ use hyper::{Method, Request, StatusCode};
 
 use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, STALE, TTL};
 use super::client::Client;
+use super::conditions::ReadCondition;
 use super::intake::{self, Bound};
 use super::json;
-use super::params::{
-    Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, ReadCondition, key, min_version, ttl,
-};
+use super::params::{Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl};
 use super::problem::Problem;
 use super::settings::Limits;
+use super::tokens::{Grant, Verb};
+use super::upload::Upload;
 use crate::coordinator::{IdempotencyKey, Read, Write, Written};
 use crate::entry::{CONTENT_TYPE_BYTES_MAX, Key, Timestamp, Verdict};
 use crate::metrics::Op;
@@ -60,13 +61,14 @@ pub(super) fn op(request: &Request<Incoming>) -> Option<Op> {
 pub(super) async fn answer(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    grant: &Grant,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     match *request.method() {
-        Method::GET | Method::HEAD => get(client, limits, &request).await,
-        Method::PUT => put(client, limits, request).await,
-        Method::DELETE => delete(client, limits, request).await,
-        Method::POST => post(client, limits, request).await,
+        Method::GET | Method::HEAD => get(client, limits, grant, &request).await,
+        Method::PUT => put(client, limits, grant, request).await,
+        Method::DELETE => delete(client, limits, grant, request).await,
+        Method::POST => post(client, limits, grant, request).await,
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
@@ -87,9 +89,11 @@ fn checked(key: Cow<'_, [u8]>, limits: Limits) -> Result<Key, Problem> {
 async fn get<B>(
     client: &Client,
     limits: Limits,
+    grant: &Grant,
     request: &Request<B>,
 ) -> Result<Response, Problem> {
     let key = key_of(request)?;
+    grant.check(Verb::Read, &key)?;
     if key.is_empty() || key.len() > limits.key_bytes {
         checked(key.clone(), limits)?;
     }
@@ -158,13 +162,16 @@ fn raw(found: &Found) -> Response {
 async fn put(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    grant: &Grant,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
+    grant.check(Verb::Write, key.as_bytes())?;
     let query = Query::parse(head.uri.query(), PUT_PARAMETERS)?;
     let (ttl, consistency) = (query.ttl()?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
+    fields.plain_body()?;
     let (condition, content_type) = (fields.condition()?, content_type(&fields)?);
     let bound = Bound { bytes_max: limits.value_bytes, limit: "max_value_bytes" };
     let value = intake::whole(client, limits, body, bound).await?;
@@ -177,30 +184,34 @@ async fn put(
 async fn delete(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    grant: &Grant,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
-    without_body(client, limits, request, DELETE_PARAMETERS, |_| Ok(Operation::Delete)).await
+    without_body(client, limits, grant, request, DELETE_PARAMETERS, |_| Ok(Operation::Delete)).await
 }
 
 async fn post(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    grant: &Grant,
+    request: Request<Upload>,
 ) -> Result<Response, Problem> {
-    without_body(client, limits, request, POST_PARAMETERS, posted).await
+    without_body(client, limits, grant, request, POST_PARAMETERS, posted).await
 }
 
 /// A write that says all it wants in its query and header fields.
 async fn without_body(
     client: &Client,
     limits: Limits,
-    request: Request<Incoming>,
+    grant: &Grant,
+    request: Request<Upload>,
     parameters: &'static [&'static str],
     operation: impl FnOnce(&Query<'_>) -> Result<Operation, Problem>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     intake::whole(client, limits, body, NO_BODY).await?;
     let key = checked(key(&head.uri.path().as_bytes()[PREFIX.len()..])?, limits)?;
+    grant.check(Verb::Write, key.as_bytes())?;
     let query = Query::parse(head.uri.query(), parameters)?;
     let fields = Fields::gather(&head.headers)?;
     let write = Write {
@@ -286,17 +297,15 @@ pub(super) fn idempotency(
         let bytes_max = IDEMPOTENCY_KEY_BYTES_MAX;
         return Err(Malformed::IdempotencyKey { bytes: header.len(), bytes_max });
     }
-    let of = |value: Option<&'_ HeaderValue>| value.map_or(Vec::new(), |v| v.as_bytes().to_vec());
-    let request: &[&[u8]] = &[
+    let mut request: Vec<&[u8]> = vec![
         head.method.as_str().as_bytes(),
         key,
         head.uri.query().unwrap_or_default().as_bytes(),
-        &of(fields.if_match),
-        &of(fields.if_none_match),
-        &of(fields.content_type),
+        fields.content_type.map_or(b"", HeaderValue::as_bytes),
         body,
     ];
-    Ok(Some(IdempotencyKey::new(header, request)))
+    request.extend(fields.condition_lines());
+    Ok(Some(IdempotencyKey::new(header, &request)))
 }
 
 /// The answer to a write that was ordered.

@@ -15,6 +15,7 @@ use super::kv;
 use super::params::{Fields, Malformed, Query};
 use super::problem::Problem;
 use super::settings::Limits;
+use super::tokens::{Grant, Verb};
 use crate::coordinator::{Page, Phase};
 use crate::entry::{Key, Timestamp};
 
@@ -31,9 +32,14 @@ pub(super) const LIMIT_MAX: usize = 1000;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// One page of keys.
-pub(super) async fn list(client: &Client, query: Option<&str>) -> Result<Response, Problem> {
+pub(super) async fn list(
+    client: &Client,
+    grant: &Grant,
+    query: Option<&str>,
+) -> Result<Response, Problem> {
     let query = Query::parse(query, LIST_PARAMETERS)?;
     let prefix = query.bytes("prefix")?.unwrap_or_default();
+    grant.check(Verb::Read, &prefix)?;
     let limit = query.value("limit", "a whole number from 1 to 1000", |text| {
         text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n))
     })?;
@@ -104,6 +110,7 @@ fn streamed(page: Page) -> Body {
 pub(super) async fn delete(
     client: &Client,
     limits: Limits,
+    grant: &Grant,
     request: Request<axum::body::Body>,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
@@ -114,9 +121,11 @@ pub(super) async fn delete(
         let why = "all keys are deleted only by naming their prefixes";
         return Err(Malformed::Missing { name: "prefix", why }.into());
     }
+    grant.check(Verb::Write, &prefix)?;
     let prefix = Key::new(prefix.into_owned(), limits.key_bytes)?;
     let (dry_run, consistency) = (query.flag("dry_run")?, query.consistency()?);
     let fields = Fields::gather(&head.headers)?;
+    fields.unconditional("delete keys one by one, where a version matters")?;
     let id = kv::idempotency(&fields, &head, prefix.as_bytes(), b"")?;
     // Counting changes nothing, so there is nothing to remember.
     let id = id.filter(|_| !dry_run);

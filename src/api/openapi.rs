@@ -33,9 +33,8 @@ const KEY_PATH: &str = "/v1/kv/{key}";
 const TOKEN: &str = "token";
 
 const ETAG_PATTERN: &str = "^\"[0-9]{1,20}\"$";
-const IF_MATCH_PATTERN: &str = "^(\\*|\"[0-9]{1,19}\")$";
-const READ_CONDITION_PATTERN: &str = "^(\\*|(W/)?\"[0-9]{1,19}\"(, (W/)?\"[0-9]{1,19}\")*)$";
-const VERSION_PATTERN: &str = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$";
+const ETAGS_PATTERN: &str = "^(\\*|(W/)?\"[!#-~]{0,24}\"(, (W/)?\"[!#-~]{0,24}\")*)$";
+const VERSION_PATTERN: &str = "^(\"[1-9][0-9]{0,18}\"|[1-9][0-9]{0,18})$";
 const SPAN_PATTERN: &str = "[1-9][0-9]{0,11}ms|[1-9][0-9]{0,8}s?|[1-9][0-9]{0,6}m|\
      [1-9][0-9]{0,4}h|[1-9][0-9]{0,3}d";
 
@@ -89,7 +88,8 @@ const ABOUT: &str = "Keys and values over HTTP/1.1 and HTTP/2. Every answer carr
     X-Content-Type-Options: nosniff and Content-Security-Policy: sandbox; every refusal is \
     application/problem+json (RFC 9457). Any node serves any key. A method that an address does \
     not know is answered 405 with Allow; a head that is no HTTP, too long or contradicts itself \
-    is answered 400, 414 or 431 without a body, and the connection is closed.";
+    is answered 400, 414 or 431 without a body, a Transfer-Encoding beside chunked 501, and the \
+    connection is closed.";
 
 struct Operations {
     limits: Limits,
@@ -119,8 +119,8 @@ impl Operations {
             .parameter(query("format", format, "As it is, or described in JSON"))
             .parameter(consistency())
             .parameter(query("min_version", pattern(VERSION_PATTERN), "See at least this write"))
-            .parameter(header("If-Match", READ_CONDITION_PATTERN, "Answer 412 unless it matches"))
-            .parameter(header("If-None-Match", READ_CONDITION_PATTERN, "Answer 304 if it matches"))
+            .parameter(header("If-Match", ETAGS_PATTERN, "Answer 412 unless it matches"))
+            .parameter(header("If-None-Match", ETAGS_PATTERN, "Answer 304 if it matches"))
             .response("200", raw)
             .response("304", known);
         let more = [Kind::Absent, Kind::ConditionFailed, Kind::TooLarge, Kind::OutcomeUnknown];
@@ -131,7 +131,8 @@ impl Operations {
         let value = RequestBodyBuilder::new()
             .description(Some(format!(
                 "The value, stored as it is under its Content-Type; at most {} bytes \
-                 (max_value_bytes). Content-Type application/x-www-form-urlencoded counts as unset.",
+                 (max_value_bytes). Content-Type application/x-www-form-urlencoded counts as unset; \
+                 Content-Encoding is refused.",
                 self.limits.value_bytes
             )))
             .required(Some(Required::False))
@@ -147,7 +148,8 @@ impl Operations {
             .response("201", written("Stored where no live value was"))
             .response("202", accepted())
             .response("204", written("Stored over a live value"));
-        self.finish(operation, &[&WRITES[..], &[Kind::ConditionFailed, Kind::Full]].concat())
+        let more = [Kind::ConditionFailed, Kind::Full, Kind::UnsupportedMediaType];
+        self.finish(operation, &[&WRITES[..], &more].concat())
     }
 
     fn delete(&self) -> Operation {
@@ -248,20 +250,25 @@ impl Operations {
         let content = Content::new(Some(schemas::object()));
         let response = response("This document").content("application/json", content);
         let operation = operation("openapi", "Describe the API").response("200", response);
-        operation
-            .response("400", refusal(Kind::Malformed))
-            .response("429", refusal(Kind::RateLimited))
-            .build()
+        self.open(operation)
     }
 
     fn welcome(&self) -> Operation {
         let response =
             response("Name and version").content("application/json", reference("Welcome"));
         let operation = operation("welcome", "Say who answers").response("200", response);
-        operation
+        self.open(operation)
+    }
+
+    /// Adds what may go wrong with what anybody may ask, token or not.
+    fn open(&self, operation: OperationBuilder) -> Operation {
+        let operation = operation
             .response("400", refusal(Kind::Malformed))
-            .response("429", refusal(Kind::RateLimited))
-            .build()
+            .response("429", refusal(Kind::RateLimited));
+        match self.needs_token {
+            true => operation.build(),
+            false => operation.response("403", refusal(Kind::Forbidden)).build(),
+        }
     }
 
     /// Adds what may go wrong, and what it takes to be let in.
@@ -273,6 +280,8 @@ impl Operations {
             operation = operation
                 .response("401", refusal(Kind::Unauthorized))
                 .security(SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, []));
+        } else {
+            operation = operation.response("403", refusal(Kind::Forbidden));
         }
         operation.build()
     }
@@ -348,12 +357,15 @@ fn consistency() -> Parameter {
 }
 
 fn if_match() -> Parameter {
-    let about = "Only if the live value has this version, or any with *; not with If-None-Match";
-    header("If-Match", IF_MATCH_PATTERN, about)
+    let about = "Only if the live value has one of these versions, or any with *; not with \
+                 If-None-Match";
+    header("If-Match", ETAGS_PATTERN, about)
 }
 
 fn if_none_match() -> Parameter {
-    header("If-None-Match", "^\\*$", "Only if there is no live value; not with If-Match")
+    let about = "Only if there is no live value with one of these versions, or none at all with *; \
+                 not with If-Match";
+    header("If-None-Match", ETAGS_PATTERN, about)
 }
 
 fn idempotency_key() -> Parameter {

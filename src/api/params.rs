@@ -5,8 +5,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::HeaderMap;
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 
+use super::conditions::{self, Etags, ReadCondition};
 use super::problem::{Kind, Problem};
 use crate::coordinator::Consistency;
 use crate::entry::Version;
@@ -42,6 +46,10 @@ pub(super) enum Malformed {
     RepeatedHeader { name: &'static str },
     #[error("If-Match and If-None-Match cannot both stand; send one of them")]
     TwoConditions,
+    #[error("this request takes no If-Match and no If-None-Match; {instead}")]
+    NoConditions { instead: &'static str },
+    #[error("a value is stored whole; send all of it, without Content-Range")]
+    Range,
     #[error("the content type has {bytes} bytes; the limit is {bytes_max}")]
     ContentType { bytes: usize, bytes_max: usize },
     #[error("Idempotency-Key has {bytes} bytes; it takes 1 to {bytes_max}")]
@@ -57,6 +65,7 @@ impl From<Malformed> for Problem {
 pub(super) const TTL_FORMS: &str = "a whole number above 0 with a unit, as in 500ms, 30s, 15m, \
      2h, 7d, or without one for seconds, up to 100 years; or keep";
 const ETAG_FORMS: &str = "an ETag as this server gave it out, such as \"123\"";
+pub(super) const ETAGS_FORMS: &str = "* or a list of ETags, each in its quotes, such as \"123\"";
 
 /// Shows bytes that a client sent, shortened.
 pub(super) fn shown(bytes: &[u8]) -> String {
@@ -215,14 +224,16 @@ pub(super) fn ttl(text: &str) -> Option<Ttl> {
 
 /// Reads a version, with or without the quotes of an ETag.
 pub(super) fn version(text: &str) -> Option<Version> {
-    let digits = match text.strip_prefix('"') {
+    digits(match text.strip_prefix('"') {
         Some(quoted) => quoted.strip_suffix('"')?,
         None => text,
-    };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse().ok().map(Version)
+    })
+}
+
+/// Reads a version as this server writes it, and in no other way.
+pub(super) fn digits(text: &str) -> Option<Version> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    plain.then(|| text.parse().ok().map(Version)).flatten()
 }
 
 /// `min_version`.
@@ -230,24 +241,15 @@ pub(super) fn min_version(query: &Query<'_>) -> Result<Option<Version>, Malforme
     query.value("min_version", ETAG_FORMS, version)
 }
 
-/// A strong ETag in its quotes.
-fn quoted(text: &str) -> Option<Version> {
-    text.starts_with('"').then(|| version(text)).flatten()
-}
-
-fn header_text(value: &HeaderValue) -> &str {
-    value.to_str().unwrap_or_default().trim()
-}
-
-fn wrong_header(name: &'static str, value: &HeaderValue, expected: &'static str) -> Malformed {
-    Malformed::Value { name, given: shown(value.as_bytes()), expected }
-}
-
 /// The header fields that matter to a request for a key, gathered in one pass.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fields<'a> {
-    pub(super) if_match: Option<&'a HeaderValue>,
-    pub(super) if_none_match: Option<&'a HeaderValue>,
+    headers: &'a HeaderMap,
+    conditional: bool,
+    /// The body went through a coding (`Content-Encoding`).
+    coded: bool,
+    /// The body is a part of something (`Content-Range`).
+    ranged: bool,
     pub(super) content_type: Option<&'a HeaderValue>,
     pub(super) idempotency_key: Option<&'a HeaderValue>,
 }
@@ -259,20 +261,24 @@ pub(super) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 impl<'a> Fields<'a> {
     /// Picks them out of `headers`.
-    pub(super) fn gather(headers: &'a hyper::HeaderMap) -> Result<Self, Malformed> {
-        use hyper::header::{CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH};
-
-        let mut fields = Self::default();
+    pub(super) fn gather(headers: &'a HeaderMap) -> Result<Self, Malformed> {
+        let mut fields = Self {
+            headers,
+            conditional: false,
+            coded: false,
+            ranged: false,
+            content_type: None,
+            idempotency_key: None,
+        };
         for (name, value) in headers {
             let (place, name) = if name == CONTENT_TYPE {
                 (&mut fields.content_type, "Content-Type")
-            } else if name == IF_MATCH {
-                (&mut fields.if_match, "If-Match")
-            } else if name == IF_NONE_MATCH {
-                (&mut fields.if_none_match, "If-None-Match")
             } else if name == IDEMPOTENCY_KEY {
                 (&mut fields.idempotency_key, "Idempotency-Key")
             } else {
+                fields.conditional |= name == IF_MATCH || name == IF_NONE_MATCH;
+                fields.coded |= name == CONTENT_ENCODING && !is_identity(value);
+                fields.ranged |= name == CONTENT_RANGE;
                 continue;
             };
             if place.replace(value).is_some() {
@@ -282,85 +288,62 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
+    /// The lines of both conditions, to tell one request from another.
+    pub(super) fn condition_lines(&self) -> impl Iterator<Item = &'a [u8]> {
+        let lines = |name| self.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        lines(IF_MATCH).chain(std::iter::once(&b""[..])).chain(lines(IF_NONE_MATCH))
+    }
+
+    fn etags(&self, name: HeaderName, shown_as: &'static str) -> Result<Option<Etags>, Malformed> {
+        let lines = self.headers.get_all(name);
+        let Some(first) = lines.iter().next() else { return Ok(None) };
+        let etags = Etags::parse(lines.iter().map(HeaderValue::as_bytes));
+        let (given, expected) = (shown(first.as_bytes()), ETAGS_FORMS);
+        etags.map(Some).ok_or(Malformed::Value { name: shown_as, given, expected })
+    }
+
     /// What must hold for a write.
     pub(super) fn condition(&self) -> Result<Condition, Malformed> {
-        match (self.if_match, self.if_none_match) {
-            (None, None) => Ok(Condition::Always),
-            (Some(value), None) => match header_text(value) {
-                "*" => Ok(Condition::Present),
-                text => quoted(text).map(Condition::Is).ok_or_else(|| {
-                    let expected = "* or one strong ETag as this server gave it out, in its quotes";
-                    wrong_header("If-Match", value, expected)
-                }),
-            },
-            (None, Some(value)) => match header_text(value) {
-                "*" => Ok(Condition::Absent),
-                _ => Err(wrong_header("If-None-Match", value, "* with a write (create only)")),
-            },
-            (Some(_), Some(_)) => Err(Malformed::TwoConditions),
+        if !self.conditional {
+            return Ok(Condition::Always);
         }
+        conditions::of_write(
+            self.etags(IF_MATCH, "If-Match")?,
+            self.etags(IF_NONE_MATCH, "If-None-Match")?,
+        )
     }
 
     /// What a reader has already, or insists on.
     pub(super) fn read_condition(&self) -> Result<ReadCondition, Malformed> {
-        let expected = "* or a list of ETags as this server gave them out, in their quotes";
-        let list = |name, value: Option<&HeaderValue>| {
-            let Some(value) = value else { return Ok(None) };
-            etags(header_text(value)).map(Some).ok_or_else(|| wrong_header(name, value, expected))
-        };
+        if !self.conditional {
+            return Ok(ReadCondition::default());
+        }
         Ok(ReadCondition {
-            wanted: list("If-Match", self.if_match)?,
-            known: list("If-None-Match", self.if_none_match)?,
+            wanted: self.etags(IF_MATCH, "If-Match")?,
+            known: self.etags(IF_NONE_MATCH, "If-None-Match")?,
         })
     }
-}
 
-/// `If-Match` and `If-None-Match` of a GET, RFC 9110 §13.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ReadCondition {
-    wanted: Option<Etags>,
-    known: Option<Etags>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Etags {
-    Any,
-    These(Vec<Version>),
-}
-
-impl Etags {
-    fn hold(&self, version: Version) -> bool {
+    /// Refuses a body that is not what it stands for. Stored without what its header fields say of
+    /// it, it would be served as something else.
+    pub(super) fn plain_body(&self) -> Result<(), Problem> {
         match self {
-            Self::Any => true,
-            Self::These(versions) => versions.contains(&version),
+            Self { coded: true, .. } => Err(Problem::coded()),
+            Self { ranged: true, .. } => Err(Malformed::Range.into()),
+            _ => Ok(()),
         }
     }
-}
 
-impl ReadCondition {
-    /// Whether the reader insists on another version than `present`.
-    pub(super) fn fails(&self, present: Version) -> bool {
-        self.wanted.as_ref().is_some_and(|wanted| !wanted.hold(present))
-    }
-
-    /// Whether the reader insists on any version at all.
-    pub(super) fn fails_on_absence(&self) -> bool {
-        self.wanted.is_some()
-    }
-
-    /// Whether the reader has `present` already.
-    pub(super) fn knows(&self, present: Version) -> bool {
-        self.known.as_ref().is_some_and(|known| known.hold(present))
+    /// Refuses a condition where there is nothing that could be compared.
+    pub(super) fn unconditional(&self, instead: &'static str) -> Result<(), Malformed> {
+        if self.conditional { Err(Malformed::NoConditions { instead }) } else { Ok(()) }
     }
 }
 
-/// A list of ETags. Proxies that compress make ETags weak; for a read that is as good.
-fn etags(text: &str) -> Option<Etags> {
-    if text == "*" {
-        return Some(Etags::Any);
-    }
-    let one = |part: &str| quoted(part.trim().trim_start_matches("W/"));
-    text.split(',').map(one).collect::<Option<Vec<_>>>().map(Etags::These)
+/// Whether a `Content-Encoding` names nothing that was done to the body.
+fn is_identity(value: &HeaderValue) -> bool {
+    let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
 }
 
 #[cfg(test)]
@@ -440,30 +423,20 @@ mod tests {
     }
 
     #[test]
-    fn a_write_takes_one_strong_etag_or_a_star() {
-        let condition = |if_match: Option<&'static str>, if_none_match: Option<&'static str>| {
-            let (a, b) = (if_match.map(HeaderValue::from_static), if_none_match);
-            let b = b.map(HeaderValue::from_static);
-            Fields { if_match: a.as_ref(), if_none_match: b.as_ref(), ..Fields::default() }
-                .condition()
+    fn a_write_takes_one_condition() {
+        let condition = |lines: &[(HeaderName, &'static str)]| {
+            let pairs = lines.iter().map(|(n, v)| (n.clone(), HeaderValue::from_static(v)));
+            Fields::gather(&pairs.collect()).unwrap().condition()
         };
-        assert_eq!(condition(None, None), Ok(Condition::Always));
-        assert_eq!(condition(Some("*"), None), Ok(Condition::Present));
-        assert_eq!(condition(Some("\"7\""), None), Ok(Condition::Is(Version(7))));
-        assert_eq!(condition(None, Some("*")), Ok(Condition::Absent));
-        for bad in ["7", "W/\"7\"", "\"7", "\"x\"", "\"\"", "\"7\", \"8\"", ""] {
-            assert!(condition(Some(bad), None).is_err(), "{bad}");
-        }
-        assert!(condition(None, Some("\"7\"")).is_err());
-        assert_eq!(condition(Some("*"), Some("*")), Err(Malformed::TwoConditions));
-    }
-
-    #[test]
-    fn a_read_takes_lists_of_etags_weak_ones_too() {
-        let known = |text| etags(text).map(|etags| etags.hold(Version(7)));
-        assert_eq!(known("\"6\", W/\"7\""), Some(true));
-        assert_eq!(known("\"6\""), Some(false));
-        assert_eq!(known("*"), Some(true));
-        assert_eq!(known("seven"), None);
+        assert_eq!(condition(&[]), Ok(Condition::Always));
+        assert_eq!(condition(&[(IF_MATCH, "\"7\"")]), Ok(Condition::Is(Version(7))));
+        assert_eq!(condition(&[(IF_NONE_MATCH, "*")]), Ok(Condition::Absent));
+        let both = [(IF_MATCH, "*"), (IF_NONE_MATCH, "\"7\"")];
+        assert_eq!(condition(&both), Err(Malformed::TwoConditions));
+        let wrong = condition(&[(IF_MATCH, "7")]).unwrap_err();
+        assert_eq!(
+            wrong.to_string(),
+            "'7' is no If-Match; it is * or a list of ETags, each in its quotes, such as \"123\""
+        );
     }
 }

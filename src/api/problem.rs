@@ -10,12 +10,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use serde::Serialize;
 
 use super::answer::{self, ACKS, Body, Response};
+use super::framing::Doubt;
 use super::json;
+use super::sites::Foreign;
 use crate::coordinator::{Acks, Error};
 use crate::entry::{KeyError, Version};
 
@@ -30,6 +33,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     Malformed,
     Unauthorized,
+    Forbidden,
     NoSuchRoute,
     Absent,
     MethodNotAllowed,
@@ -38,6 +42,7 @@ pub(super) enum Kind {
     ConditionFailed,
     TooLarge,
     UnsupportedMediaType,
+    NotImplemented,
     RateLimited,
     Unavailable,
     OutcomeUnknown,
@@ -45,9 +50,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Malformed,
         Self::Unauthorized,
+        Self::Forbidden,
         Self::NoSuchRoute,
         Self::Absent,
         Self::MethodNotAllowed,
@@ -56,6 +62,7 @@ impl Kind {
         Self::ConditionFailed,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::NotImplemented,
         Self::RateLimited,
         Self::Unavailable,
         Self::OutcomeUnknown,
@@ -66,6 +73,7 @@ impl Kind {
         match self {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NoSuchRoute | Self::Absent => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -73,6 +81,7 @@ impl Kind {
             Self::ConditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::OutcomeUnknown => StatusCode::GATEWAY_TIMEOUT,
@@ -85,6 +94,7 @@ impl Kind {
         match self {
             Self::Malformed => "urn:aegiskv:problem:malformed",
             Self::Unauthorized => "urn:aegiskv:problem:unauthorized",
+            Self::Forbidden => "urn:aegiskv:problem:forbidden",
             Self::NoSuchRoute => "urn:aegiskv:problem:no-such-route",
             Self::Absent => "urn:aegiskv:problem:absent",
             Self::MethodNotAllowed => "urn:aegiskv:problem:method-not-allowed",
@@ -93,6 +103,7 @@ impl Kind {
             Self::ConditionFailed => "urn:aegiskv:problem:condition-failed",
             Self::TooLarge => "urn:aegiskv:problem:too-large",
             Self::UnsupportedMediaType => "urn:aegiskv:problem:unsupported-media-type",
+            Self::NotImplemented => "urn:aegiskv:problem:not-implemented",
             Self::RateLimited => "urn:aegiskv:problem:rate-limited",
             Self::Unavailable => "urn:aegiskv:problem:unavailable",
             Self::OutcomeUnknown => "urn:aegiskv:problem:outcome-unknown",
@@ -104,6 +115,7 @@ impl Kind {
         match self {
             Self::Malformed => "malformed request",
             Self::Unauthorized => "a valid token is needed",
+            Self::Forbidden => "not allowed",
             Self::NoSuchRoute => "no such route",
             Self::Absent => "no such key",
             Self::MethodNotAllowed => "method not allowed here",
@@ -112,6 +124,7 @@ impl Kind {
             Self::ConditionFailed => "the condition did not hold",
             Self::TooLarge => "too large",
             Self::UnsupportedMediaType => "unsupported media type",
+            Self::NotImplemented => "not implemented",
             Self::RateLimited => "rate limit reached",
             Self::Unavailable => "not available now",
             Self::OutcomeUnknown => "outcome unknown",
@@ -136,6 +149,8 @@ pub(super) struct Problem {
     /// Whether it may have been applied all the same.
     outcome_unknown: bool,
     allow: Option<&'static str>,
+    /// The request's body went through a coding.
+    coded: bool,
     /// For how long the copy that answered has been out of touch with its primary.
     stale: Option<Duration>,
     /// The request's body was left unread: the connection cannot go on.
@@ -170,6 +185,7 @@ impl Problem {
             retryable: kind.retryable(),
             outcome_unknown: kind == Kind::OutcomeUnknown,
             allow: None,
+            coded: false,
             stale: None,
             closes: false,
         }
@@ -210,8 +226,8 @@ impl Problem {
             retry_after: Some(wait),
             ..Self::new(
                 Kind::RateLimited,
-                "more operations than rate_limit and rate_burst allow on one connection; wait as \
-             long as Retry-After says",
+                "more operations than rate_limit and rate_burst allow on one connection, or the \
+                 token's rate on all of its own; wait as long as Retry-After says",
             )
         }
     }
@@ -222,6 +238,19 @@ impl Problem {
             Kind::TooLarge,
             format!("the body is larger than {bytes_max} bytes, the limit ({limit})"),
         )
+    }
+
+    /// A body that went through a coding. The field that says so is not kept with the value.
+    pub(super) fn coded() -> Self {
+        Self {
+            coded: true,
+            ..Self::new(
+                Kind::UnsupportedMediaType,
+                "Content-Encoding is not stored with a value, so nobody could tell what its bytes \
+                 stand for; send them as they are, or name the coding in Content-Type \
+                 (application/gzip) and leave Content-Encoding out",
+            )
+        }
     }
 
     pub(super) fn unavailable(detail: &'static str) -> Self {
@@ -295,6 +324,9 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
+        if self.coded {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if self.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -311,6 +343,22 @@ impl Problem {
 }
 
 static ABSENT: LazyLock<Bytes> = LazyLock::new(|| Problem::absent().document());
+
+impl From<Doubt> for Problem {
+    fn from(doubt: Doubt) -> Self {
+        let kind = match doubt {
+            Doubt::Coding => Kind::NotImplemented,
+            _ => Kind::Malformed,
+        };
+        Self::new(kind, doubt.to_string()).closing()
+    }
+}
+
+impl From<Foreign> for Problem {
+    fn from(foreign: Foreign) -> Self {
+        Self::new(Kind::Forbidden, foreign.to_string())
+    }
+}
 
 impl From<KeyError> for Problem {
     fn from(error: KeyError) -> Self {

@@ -33,6 +33,7 @@ use super::watch::{Entered, Order, Registry, Watch, tick_interval};
 use super::wire::{Protocol, Stream, Wire};
 use crate::coordinator::Coordinator;
 use crate::metrics::Metrics;
+use crate::tls::Own;
 
 /// How long to wait after a failed accept: it means that file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -101,6 +102,11 @@ impl Server {
         self.0.node.settings.store(Arc::new(settings));
     }
 
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.0.node.settings.load_full()
+    }
+
     /// Puts new certificates in force, for new connections; open ones go on under the old.
     pub fn set_tls(&self, tls: Option<Material>) {
         self.0.tls.store(tls.map(Arc::new));
@@ -111,9 +117,9 @@ impl Server {
         self.0.active.load(Ordering::Relaxed)
     }
 
-    /// When the certificate in force expires, if there is one.
-    pub fn tls_not_after(&self) -> Option<crate::entry::Timestamp> {
-        self.0.tls.load().as_ref().map(|tls| tls.not_after())
+    /// The certificate in force, if there is one.
+    pub fn certificate(&self) -> Option<Own> {
+        self.0.tls.load().as_ref().map(|tls| tls.own().clone())
     }
 
     /// Serves `listener` until `stop` resolves to the instant by which all must be over. Then no

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::Tokens;
+use super::{Sites, Tokens};
 
 /// Operations that one JSON batch may hold. A stream of lines may hold any number.
 pub const BATCH_OPS_MAX: usize = 10_000;
@@ -17,6 +17,8 @@ pub const KEYED_BATCH_OPS_MAX: usize = 1_000;
 pub struct Settings {
     /// Tokens that are accepted; none: everybody is.
     pub tokens: Tokens,
+    /// Names and web pages that may be used while no token is set.
+    pub sites: Sites,
     /// Limit per connection, if there is one.
     pub rate: Option<Rate>,
     /// Longest wait for a request: from the end of the last one (or the connection's start) until
@@ -36,6 +38,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             tokens: Tokens::default(),
+            sites: Sites::default(),
             rate: None,
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
@@ -70,6 +73,13 @@ impl Limits {
     pub(super) fn batch_bytes(self) -> usize {
         const AROUND: usize = 1 << 20;
         self.value_bytes.saturating_mul(2).saturating_add(AROUND)
+    }
+
+    /// Bytes of the answer to a JSON batch beyond which it gets no further values. A stream of lines
+    /// has no such bound: its operations begin as the client takes the results.
+    pub(super) fn batch_answer_bytes(self) -> usize {
+        const LEAST: usize = 16 << 20;
+        self.value_bytes.saturating_mul(16).max(LEAST)
     }
 }
 

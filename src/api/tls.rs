@@ -10,8 +10,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
 
-use crate::entry::Timestamp;
-use crate::tls::{authorities, certificates, private_key, unusable, validity};
+use crate::tls::{Own, authorities, certificates, private_key, unusable};
 
 pub use crate::tls::TlsError;
 
@@ -32,12 +31,12 @@ pub enum ClientAuth {
 #[derive(Clone, Debug)]
 pub struct Material {
     config: Arc<ServerConfig>,
-    not_after: Timestamp,
+    own: Own,
 }
 
 impl Material {
     /// Reads and checks the PEM files: the node's certificate chain, its key, and the authorities
-    /// that sign clients.
+    /// that sign clients. `in_force`: the certificate that the node shows at present.
     ///
     /// # Errors
     /// A [`TlsError`] that names the file and what is wrong with it: unreadable, damaged, expired,
@@ -47,9 +46,10 @@ impl Material {
         key: &Path,
         ca: Option<&Path>,
         client_auth: ClientAuth,
+        in_force: Option<&Own>,
     ) -> Result<Self, TlsError> {
         let chain = certificates(cert)?;
-        let not_after = validity(cert, &chain[0])?;
+        let own = Own::judge(cert, &chain[0], in_force)?;
         let private = private_key(key)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -69,12 +69,12 @@ impl Material {
         let mut config =
             builder.with_single_cert(chain, private).map_err(|e| unusable(cert, key, e))?;
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        Ok(Self { config: Arc::new(config), not_after })
+        Ok(Self { config: Arc::new(config), own })
     }
 
-    /// When the node's certificate expires.
-    pub fn not_after(&self) -> Timestamp {
-        self.not_after
+    /// The node's certificate.
+    pub fn own(&self) -> &Own {
+        &self.own
     }
 
     /// What rustls takes.

@@ -68,6 +68,8 @@ pub(super) struct Watch {
     write_blocked_since: AtomicU64,
     /// A request was answered before all of it was read.
     unread: AtomicBool,
+    /// Where the next request begins is not known any more.
+    framing_lost: AtomicBool,
 }
 
 impl Watch {
@@ -81,6 +83,7 @@ impl Watch {
             idle_since: AtomicU64::new(now),
             write_blocked_since: AtomicU64::new(0),
             unread: AtomicBool::new(false),
+            framing_lost: AtomicBool::new(false),
         }
     }
 
@@ -127,6 +130,21 @@ impl Watch {
     /// Whether the peer may still be sending what nobody will read.
     pub(super) fn has_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Notes that whatever follows cannot be told to be a request.
+    pub(super) fn loses_framing(&self) {
+        self.framing_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing more may be taken for a request.
+    pub(super) fn has_lost_framing(&self) -> bool {
+        self.framing_lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
     }
 
     fn is_overdue(&self, now: u64, read_timeout: Duration, write_timeout: Duration) -> bool {

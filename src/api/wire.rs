@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -19,10 +20,16 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
+use super::length;
 use super::watch::Watch;
 
 /// How an HTTP/2 client begins, RFC 9113 §3.4.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Bytes read at once to learn the protocol.
+const SNIFFED_BYTES: usize = 2 << 10;
+/// Bytes read at once while no request is being answered: what comes begins with a head.
+const HEAD_PIECE_BYTES: usize = 8 << 10;
 
 /// Longest time that a closed connection is read on.
 const LINGER_MAX: Duration = Duration::from_secs(2);
@@ -109,6 +116,7 @@ pub(super) struct Wire {
     stream: TokioIo<Stream>,
     /// Read already, to learn the protocol.
     prefix: Bytes,
+    protocol: Protocol,
     watch: Arc<Watch>,
     lingering: Option<Lingering>,
 }
@@ -131,7 +139,7 @@ impl Wire {
         mut stream: Stream,
         watch: Arc<Watch>,
     ) -> io::Result<(Self, Protocol)> {
-        let mut start = [0; HTTP2_PREFACE.len()];
+        let mut start = [0; SNIFFED_BYTES];
         let mut len = 0;
         let protocol = loop {
             match stream.read(&mut start[len..]).await? {
@@ -139,16 +147,21 @@ impl Wire {
                 0 => break Protocol::Http1,
                 n => len += n,
             }
-            if start[..len] != HTTP2_PREFACE[..len] {
+            let compared = len.min(HTTP2_PREFACE.len());
+            if start[..compared] != HTTP2_PREFACE[..compared] {
                 break Protocol::Http1;
             }
-            if len == HTTP2_PREFACE.len() {
+            if compared == HTTP2_PREFACE.len() {
                 break Protocol::Http2;
             }
         };
-        let prefix = Bytes::copy_from_slice(&start[..len]);
+        let sniffed = &mut start[..len];
+        if protocol == Protocol::Http1 {
+            length::shorten(sniffed);
+        }
+        let prefix = Bytes::copy_from_slice(sniffed);
         let stream = TokioIo::new(stream);
-        Ok((Self { stream, prefix, watch, lingering: None }, protocol))
+        Ok((Self { stream, prefix, protocol, watch, lingering: None }, protocol))
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -171,7 +184,16 @@ impl Read for Wire {
             buf.put_slice(&self.prefix.split_to(len));
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.protocol == Protocol::Http2 || self.watch.is_busy() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let mut scratch = [MaybeUninit::uninit(); HEAD_PIECE_BYTES];
+        let room = buf.remaining().min(HEAD_PIECE_BYTES);
+        let mut piece = ReadBuf::uninit(&mut scratch[..room]);
+        ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut piece))?;
+        length::shorten(piece.filled_mut());
+        buf.put_slice(piece.filled());
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -3,10 +3,10 @@
 //! Invariant: private keys are readable by their owner alone from the moment they exist, and no
 //! file is ever overwritten. Certificates follow RFC 5280; keys are ECDSA P-256.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::DirBuilder;
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -19,6 +19,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::pem::parse_x509_pem;
 
 use super::client::read;
+use super::draft::Draft;
 use super::exit::{Exit, Usage, note, output};
 
 /// How long before now a certificate becomes valid, for clocks that are behind.
@@ -197,8 +198,15 @@ impl Pair {
     }
 
     fn write(&self, key: &KeyPair, certificate: &str) -> anyhow::Result<()> {
-        create(&self.key, 0o600, &key.serialize_pem())?;
-        create(&self.certificate, 0o644, certificate)
+        let mut key_file = Draft::create(&self.key, 0o600)?;
+        let mut certificate_file = Draft::create(&self.certificate, 0o644)?;
+        write_to(&mut key_file, &self.key, &key.serialize_pem())?;
+        write_to(&mut certificate_file, &self.certificate, certificate)?;
+        key_file.finish()?;
+        certificate_file.finish().inspect_err(|_| {
+            // A key alone is of no use, and would be in the way of the next try.
+            let _ = std::fs::remove_file(&self.key);
+        })
     }
 }
 
@@ -242,6 +250,10 @@ impl Authority {
             .with_context(|| format!("{shown} cannot sign certificates"))?;
         Ok(Self { issuer, not_after })
     }
+}
+
+fn write_to(file: &mut Draft, path: &Path, text: &str) -> anyhow::Result<()> {
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn new_key() -> anyhow::Result<KeyPair> {
@@ -297,16 +309,6 @@ fn is_host_name(text: &str) -> bool {
 fn is_file_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     !text.is_empty() && !text.starts_with(['.', '-']) && text.bytes().all(allowed)
-}
-
-fn create(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file: File =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

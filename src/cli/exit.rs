@@ -8,6 +8,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::logging::last_words;
+
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -35,7 +37,7 @@ pub(crate) fn code(result: anyhow::Result<Exit>) -> ExitCode {
         Ok(Exit::NotFound) => ExitCode::from(3),
         Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            note(format_args!("aegiskv: {}", in_words(&error)));
+            last_words(format!("aegiskv: {}", in_words(&error)));
             ExitCode::from(failure(&error))
         }
     }

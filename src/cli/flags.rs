@@ -125,6 +125,7 @@ fn flag(key: &'static Key) -> Arg {
         Shape::Number if key.default.parse::<f64>().is_ok() => arg.value_name("NUMBER"),
         Shape::Number => arg.value_name("VALUE"),
         Shape::Text => arg.value_name("VALUE"),
+        Shape::Json => arg.value_name("JSON"),
     }
 }
 

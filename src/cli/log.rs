@@ -11,10 +11,11 @@ use clap::{Args, Subcommand};
 
 use super::exit::{Exit, note, output};
 use crate::config::Sources;
-use crate::disk::Os;
 use crate::disk::home::read_identity;
+use crate::disk::{Disk as _, Os};
 use crate::entry::{Effect, Record};
-use crate::wal::{self, Corruption, Damage, Frame, Location, Seen, Verified};
+use crate::snapshot::snapshots;
+use crate::wal::{self, Corruption, Damage, Frame, Known, Location, Lsn, Seen, Verified};
 
 /// Looks at a node's write-ahead log while the node is down
 #[derive(Args, Debug)]
@@ -47,7 +48,8 @@ struct Place {
 }
 
 impl Place {
-    fn location(self) -> anyhow::Result<Location> {
+    /// The log, and what the data directory knows of it.
+    fn log(self) -> anyhow::Result<(Location, Known)> {
         let (data_dir, configured) = match self.dir {
             Some(dir) => {
                 let wal_dir = dir.join("wal");
@@ -64,20 +66,31 @@ impl Place {
         let identity = read_identity(&Os, &data_dir)?.with_context(|| {
             format!("{shown} is no node's data directory; name one, or its --config")
         })?;
-        Ok(Location {
+        let snapshot = snapshots(&Os, &data_dir)?.first().map_or(Lsn(0), |(durable, _)| *durable);
+        let known = Known {
+            durable: snapshot.max(Lsn(identity.clean_at.unwrap_or(0))),
+            same_boot: Os.boot_id().is_ok_and(|boot_id| boot_id == identity.boot_id),
+            expects_log: identity.wal_mode != "off",
+        };
+        let location = Location {
             dir: self.wal_dir.unwrap_or(configured),
             cluster_id: identity.cluster_id,
             seed: identity.hash_seed,
-        })
+        };
+        Ok((location, known))
     }
 }
 
 impl Log {
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
         match self.command {
-            Command::Inspect(place) => inspect(&place.location()?),
+            Command::Inspect(place) => {
+                let (location, known) = place.log()?;
+                inspect(&location, known)
+            }
             Command::Verify(place) => {
-                let verified = wal::verify(&Os, &place.location()?)?;
+                let (location, known) = place.log()?;
+                let verified = wal::verify(&Os, &location, known)?;
                 let mut out = output();
                 tell(&verified, &mut out)?;
                 out.flush()?;
@@ -87,10 +100,10 @@ impl Log {
     }
 }
 
-fn inspect(location: &Location) -> anyhow::Result<Exit> {
+fn inspect(location: &Location, known: Known) -> anyhow::Result<Exit> {
     let mut out = output();
     let mut written = Ok(());
-    let verified = wal::inspect(&Os, location, &mut |seen| {
+    let verified = wal::inspect(&Os, location, known, &mut |seen| {
         written = print(&seen, &mut out);
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
@@ -153,11 +166,14 @@ fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn tell(verified: &Verified, out: &mut impl Write) -> io::Result<()> {
-    let Verified { segments, bytes, frames, range, torn_bytes, corruptions } = verified;
+    let Verified { segments, bytes, frames, range, durable, torn_bytes, corruptions } = verified;
     write!(out, "{segments} segments, {bytes} bytes, {frames} sound records")?;
     match range {
         Some((first, last)) => writeln!(out, ", {first} to {last}")?,
         None => writeln!(out)?,
+    }
+    if *durable > Lsn(0) {
+        writeln!(out, "known to have gone to record {durable} at least")?;
     }
     if *torn_bytes > 0 {
         writeln!(
@@ -185,6 +201,9 @@ fn tell_corruption(corruption: &Corruption, out: &mut impl Write) -> io::Result<
         Damage::Body => "a record verifies but makes no sense to this aegiskv",
         Damage::Missing => "records are missing",
         Damage::Overlap => "the segment begins before the one before it ends",
+        Damage::Mark => {
+            "mark.wal does not verify, so whether records are missing at the end cannot be told"
+        }
     };
     if let Some(segment) = &corruption.segment {
         write!(out, "{} at {}: ", segment.display(), corruption.offset)?;

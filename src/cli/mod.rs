@@ -9,6 +9,7 @@ mod certs;
 mod client;
 mod connection;
 mod dev;
+mod draft;
 mod exit;
 mod flags;
 mod kv;

@@ -1,8 +1,8 @@
 //! Completions, manual pages and `docs/cli.md`, all made from the one definition.
 
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Arg, Args, Command};
@@ -54,7 +54,7 @@ impl Man {
         if let Some(dir) = &self.dir {
             let shown = dir.display();
             fs::create_dir_all(dir).with_context(|| format!("cannot make {shown}"))?;
-            clap_mangen::generate_to(command, dir)
+            write_pages(command, dir)
                 .with_context(|| format!("cannot write manual pages into {shown}"))?;
             note(format_args!("wrote the manual pages into {shown}"));
         } else if self.markdown {
@@ -67,6 +67,23 @@ impl Man {
         out.flush()?;
         Ok(Exit::Done)
     }
+}
+
+/// Writes the pages into `dir`, each whole or not, in the place of those there were.
+fn write_pages(command: Command, dir: &Path) -> io::Result<()> {
+    let aside = dir.join(format!(".{NAME}.{}.part", std::process::id()));
+    fs::create_dir(&aside)?;
+    let write = || {
+        clap_mangen::generate_to(command, &aside)?;
+        for page in fs::read_dir(&aside)? {
+            let page = page?;
+            fs::rename(page.path(), dir.join(page.file_name()))?;
+        }
+        Ok(())
+    };
+    let written = write();
+    fs::remove_dir_all(&aside)?;
+    written
 }
 
 /// All commands with their options, as they stand in `docs/cli.md`.

@@ -1,16 +1,17 @@
 //! Whole sets of keys: `dump`, `import` and `batch`.
 //!
 //! Invariant: memory is bounded by the pages and chunks in flight, never by the size of the file.
-//! An import that stops names the line up to which everything is stored.
+//! An import that stops names the line up to which everything is stored. A part of a dump is not
+//! taken for the whole unless that is asked for.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal as _, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
@@ -19,14 +20,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Body, Method};
 use serde_json::{Value as Json, json};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use super::client::{Client, Error};
 use super::connection::Connection;
+use super::draft::Draft;
 use super::exit::{Exit, in_words, note, output};
 use super::list::{Listed, Pages};
-use crate::backup::Entry;
+use crate::backup::{END_BYTES_MAX, End, Entry};
 
 /// Lines of an import that go into one request at most.
 const CHUNK_LINES_MAX: usize = 1000;
@@ -53,7 +56,8 @@ const NDJSON: &str = "application/x-ndjson";
 ///
 /// Values that are not UTF-8 are written in base64. Times to live are written as what was left
 /// (ttl_ms), and start anew at the import. Keys written or deleted meanwhile may or may not be
-/// in the dump; every other key is in it at least once.
+/// in the dump; every other key is in it at least once. The last line says how many there are.
+/// A file appears when it is whole.
 #[derive(Args, Debug)]
 pub(crate) struct Dump {
     /// Where to write; it must not exist yet. `-` is standard output
@@ -71,43 +75,59 @@ pub(crate) struct Dump {
 impl Dump {
     pub(crate) async fn run(self) -> anyhow::Result<Exit> {
         let client = Client::new(&self.connection)?;
-        let to_stdout = self.file.as_os_str() == "-";
-        let mut file = None;
-        let mut out: Box<dyn Write> = if to_stdout {
-            Box::new(output())
+        let count = if self.file.as_os_str() == "-" {
+            let mut out = output();
+            let count = self.write(&client, &mut out).await?;
+            out.flush()?;
+            count
         } else {
-            let created = File::create_new(&self.file)
-                .with_context(|| format!("cannot create {}", self.file.display()))?;
-            let writer = io::BufWriter::new(created.try_clone()?);
-            file = Some(created);
-            Box::new(writer)
+            let mut draft = Draft::create(&self.file, 0o666)?;
+            let count = tokio::select! {
+                written = self.write(&client, &mut draft) => written?,
+                told = told_to_end() => bail!("{} is not written: {}", self.file.display(), told?),
+            };
+            draft.finish()?;
+            count
         };
+        note(format_args!("dumped {count} keys"));
+        Ok(Exit::Done)
+    }
+
+    /// Writes all lines; answers how many keys there were.
+    async fn write(&self, client: &Client, out: &mut impl Write) -> anyhow::Result<u64> {
         let progress = progress("keys");
-        let mut pages = Pages::new(&client, self.prefix.as_bytes(), true);
-        let mut count = 0u64;
+        let mut pages = Pages::new(client, self.prefix.as_bytes(), true);
+        let mut keys = 0u64;
         while let Some(page) = pages.next::<Listed>(None).await? {
             for listed in page.keys {
                 if let Some(entry) = listed.into_entry()? {
                     out.write_all(entry.to_line().as_bytes())?;
-                    count += 1;
+                    keys += 1;
                 }
             }
-            progress.set_position(count);
+            progress.set_position(keys);
         }
-        out.flush()?;
-        if let Some(file) = file {
-            file.sync_all().with_context(|| format!("cannot sync {}", self.file.display()))?;
-        }
+        out.write_all(End { keys }.to_line().as_bytes())?;
         progress.finish_and_clear();
-        note(format_args!("dumped {count} keys"));
-        Ok(Exit::Done)
+        Ok(keys)
     }
+}
+
+/// Waits for SIGINT or SIGTERM; answers which it was, for people.
+async fn told_to_end() -> io::Result<&'static str> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => "interrupted",
+        _ = terminate.recv() => "told to end",
+    })
 }
 
 /// Stores the keys of a dump
 ///
 /// Keys that exist are replaced; others are left alone. If it stops half way it says from which
-/// line to go on. Running the same import twice does no harm.
+/// line to go on. Running the same import twice does no harm. A file that does not end as a dump
+/// does is refused, see --partial.
 #[derive(Args, Debug)]
 pub(crate) struct Import {
     /// What to read; `-` is standard input
@@ -118,6 +138,11 @@ pub(crate) struct Import {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     from_line: u64,
+
+    /// Take lines that were filtered, or made elsewhere, or what is left of a dump: whatever the
+    /// last line says, or does not say, of how many there are
+    #[arg(long)]
+    partial: bool,
 
     #[command(flatten)]
     pub(crate) connection: Connection,
@@ -135,15 +160,14 @@ struct Chunk {
 impl Import {
     pub(crate) async fn run(self) -> anyhow::Result<Exit> {
         let client = Client::new(&self.connection)?;
-        let mut reader = open(&self.file)?;
-        let progress = progress("keys");
-        let mut line = 0;
-        for _ in 1..self.from_line {
-            if skip_line(&mut reader)? {
-                line += 1;
-            }
+        if !self.partial {
+            refuse_part(&self.file)?;
         }
-        let mut chunks = Chunks::new(reader, line);
+        let mut chunks = Chunks::new(open(&self.file)?, self.partial);
+        let progress = progress("keys");
+        for _ in 1..self.from_line {
+            chunks.skip()?;
+        }
         // A slow source must not hold up the requests under way: it is read on a thread of its own.
         let (sender, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
         tokio::task::spawn_blocking(move || {
@@ -185,15 +209,40 @@ struct Chunks<R> {
     reader: R,
     /// The number of the line read last.
     line: u64,
+    /// Whatever is said of how many keys there are does not count.
+    partial: bool,
+    /// Keys since the beginning, or since the last end: dumps may stand one after the other.
+    keys: u64,
+    /// The last line was the end of a dump.
+    is_whole: bool,
     /// What ends the import once the lines before it are given out.
     fault: Option<anyhow::Error>,
     ended: bool,
 }
 
 impl<R: BufRead> Chunks<R> {
-    /// Chunks of what is left in `reader`, of which `line` lines were read before.
-    fn new(reader: R, line: u64) -> Self {
-        Self { reader, line, fault: None, ended: false }
+    fn new(reader: R, partial: bool) -> Self {
+        Self { reader, line: 0, partial, keys: 0, is_whole: false, fault: None, ended: false }
+    }
+
+    /// Skips a line, if there is another.
+    fn skip(&mut self) -> anyhow::Result<()> {
+        let mut head = Vec::new();
+        let limit = END_BYTES_MAX as u64;
+        let read = io::Read::take(&mut self.reader, limit).read_until(b'\n', &mut head);
+        if read.context("cannot read the file")? == 0 {
+            return Ok(());
+        }
+        if !head.ends_with(b"\n") {
+            self.reader.skip_until(b'\n').context("cannot read the file")?;
+        }
+        self.line += 1;
+        if End::parse(&head).is_some() {
+            (self.keys, self.is_whole) = (0, true);
+        } else if !head.trim_ascii().is_empty() {
+            (self.keys, self.is_whole) = (self.keys + 1, false);
+        }
+        Ok(())
     }
 
     /// The next chunk, or `None` at the end.
@@ -229,7 +278,7 @@ impl<R: BufRead> Chunks<R> {
         }
     }
 
-    /// The next line that is not blank, or `None` at the end.
+    /// The next entry, or `None` at the end.
     fn entry(&mut self) -> anyhow::Result<Option<Entry>> {
         let mut text = Vec::new();
         loop {
@@ -237,15 +286,49 @@ impl<R: BufRead> Chunks<R> {
             let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
             let read = io::Read::take(&mut self.reader, limit).read_until(b'\n', &mut text);
             if read.context("cannot read the file")? == 0 {
+                ensure!(self.partial || self.is_whole, PART);
                 return Ok(None);
             }
             self.line += 1;
-            if !text.trim_ascii().is_empty() {
-                break;
+            if let Some(End { keys }) = End::parse(&text) {
+                ensure!(
+                    self.partial || keys == self.keys,
+                    "line {}: there were {keys} keys in this dump, and {} lines of it are here; \
+                     --partial takes them as they are",
+                    self.line,
+                    self.keys
+                );
+                (self.keys, self.is_whole) = (0, true);
+            } else if !text.trim_ascii().is_empty() {
+                (self.keys, self.is_whole) = (self.keys + 1, false);
+                let entry = Entry::parse(&text);
+                return Ok(Some(entry.with_context(|| format!("line {}", self.line))?));
             }
         }
-        Ok(Some(Entry::parse(&text).with_context(|| format!("line {}", self.line))?))
     }
+}
+
+/// What is said of a file that has no end.
+const PART: &str = "the last line does not say how many keys there are: this is a part of a dump, \
+                    or was not made by `aegiskv dump`; --partial takes it as it is";
+
+/// Refuses a file that does not end as a dump does, before any of it is stored. Of what is no file
+/// the end is not known before it is read.
+fn refuse_part(path: &Path) -> anyhow::Result<()> {
+    let cannot = || format!("cannot read {}", path.display());
+    if path.as_os_str() == "-" || !fs::metadata(path).with_context(cannot)?.is_file() {
+        return Ok(());
+    }
+    let mut file = File::open(path).with_context(cannot)?;
+    let length = file.metadata().with_context(cannot)?.len();
+    // Blank lines may follow.
+    let from = length.saturating_sub(4 * END_BYTES_MAX as u64);
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(from)).with_context(cannot)?;
+    file.read_to_end(&mut tail).with_context(cannot)?;
+    let last = tail.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    ensure!(End::parse(last).is_some(), "{}: {PART}", path.display());
+    Ok(())
 }
 
 /// The batch operation that stores an entry.
@@ -414,11 +497,6 @@ fn open(path: &PathBuf) -> anyhow::Result<Box<dyn BufRead + Send>> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-/// Skips a line; `false` at the end of the file.
-fn skip_line(reader: &mut impl BufRead) -> anyhow::Result<bool> {
-    Ok(reader.skip_until(b'\n').context("cannot read the file")? > 0)
-}
-
 /// A count on standard error while it is a terminal; else nothing.
 fn progress(unit: &'static str) -> ProgressBar {
     if !io::stderr().is_terminal() {
@@ -443,7 +521,7 @@ mod tests {
     fn a_bad_line_is_named_after_the_good_ones_before_it_are_given_out() {
         let text =
             "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"2\"}\nrubbish\n{}\n";
-        let mut chunks = Chunks::new(text.as_bytes(), 0);
+        let mut chunks = Chunks::new(text.as_bytes(), false);
         assert_eq!(lines(chunks.next()), Some(vec![1, 3]));
         let error = chunks.next().expect_err("line 4 is rubbish");
         assert!(format!("{error:#}").starts_with("line 4: not a line of a dump"), "{error:#}");
@@ -452,11 +530,49 @@ mod tests {
 
     #[test]
     fn chunks_are_bounded_in_lines() {
-        let text = "{\"key\":\"a\",\"value\":\"1\"}\n".repeat(1001);
-        let mut chunks = Chunks::new(text.as_bytes(), 41);
+        let text = "{\"key\":\"a\",\"value\":\"1\"}\n".repeat(1042);
+        let mut chunks = Chunks::new(text.as_bytes(), true);
+        (0..41).for_each(|_| chunks.skip().expect("there are more"));
         assert_eq!(lines(chunks.next()), Some((42..1042).collect()));
         assert_eq!(lines(chunks.next()), Some(vec![1042]));
         assert_eq!(lines(chunks.next()), None);
+    }
+
+    /// The lines given out in all, and what was wrong with the text in the end.
+    fn taken(text: &str, skipped: u64, partial: bool) -> (Vec<u64>, Option<String>) {
+        let mut chunks = Chunks::new(text.as_bytes(), partial);
+        (0..skipped).for_each(|_| chunks.skip().expect("the text can be read"));
+        let mut all = Vec::new();
+        loop {
+            match chunks.next() {
+                Ok(Some(chunk)) => all.extend(chunk.lines),
+                Ok(None) => return (all, None),
+                Err(error) => return (all, Some(error.to_string())),
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_dump_is_told_from_the_whole() {
+        let a = "{\"key\":\"a\",\"value\":\"1\"}\n";
+        let end = |keys| format!("{{\"dumped_keys\":{keys}}}\n");
+        let part = |fault: Option<String>| fault.is_some_and(|text| text.contains("--partial"));
+        let whole = format!("{a}{a}{}", end(2));
+        assert_eq!(taken(&whole, 0, false), (vec![1, 2], None));
+        assert_eq!(taken(&format!("{}\n\n", whole.trim_end()), 0, false), (vec![1, 2], None));
+        assert_eq!(taken(&format!("{whole}{a}{}", end(1)), 0, false), (vec![1, 2, 4], None));
+        assert_eq!(taken(&end(0), 0, false), (vec![], None));
+        // What was skipped counts along.
+        assert_eq!(taken(&whole, 1, false), (vec![2], None));
+        assert_eq!(taken(&whole, 3, false), (vec![], None));
+        assert_eq!(taken(&format!("{whole}{a}{}", end(1)), 3, false), (vec![4], None));
+
+        let parts = [String::new(), "\n".to_owned(), format!("{a}{a}"), format!("{whole}{a}")];
+        for text in parts.iter().chain(&[format!("{a}{}", end(2)), format!("{a}{a}{a}{}", end(2))])
+        {
+            assert!(part(taken(text, 0, false).1), "{text}");
+            assert_eq!(taken(text, 0, true).1, None, "{text}");
+        }
     }
 
     #[test]

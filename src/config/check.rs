@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 use super::address::HostPort;
 use super::keys::Config;
-use super::layers::Origins;
+use super::layers::{Origins, byte_order_mark};
 use super::problem::Problem;
 use super::secret::{Secret, Secrets};
 use super::setting::{Quorum, TlsClientAuth};
-use super::tls_files;
+use super::{tls_files, tokens};
 use crate::logging;
 
 /// Shortest token or gossip secret that passes without a warning, in bytes.
-const SECRET_BYTES_ADVISED: usize = 32;
+pub(super) const SECRET_BYTES_ADVISED: usize = 32;
 
 /// Largest file of secrets that is read, in bytes.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -49,6 +49,7 @@ impl<'a> Check<'a> {
     pub(super) fn run(mut self) -> (Vec<Problem>, Vec<Problem>) {
         self.names();
         self.listeners();
+        self.web_pages();
         self.memory();
         self.quorums();
         self.membership();
@@ -103,6 +104,28 @@ impl<'a> Check<'a> {
                     self.problem(key, what, "give each listener a port of its own");
                 }
             }
+        }
+    }
+
+    fn web_pages(&mut self) {
+        let is_name = |text: &str| {
+            let name = text.strip_prefix('.').unwrap_or(text);
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+            text == "*" || !name.is_empty() && name.bytes().all(fits)
+        };
+        let is_origin = |text: &str| {
+            let host = text.split_once("://").map_or("", |(_, host)| host);
+            let fits = |byte: u8| byte.is_ascii_graphic() && !b"/?#@".contains(&byte);
+            matches!(text, "*" | "null") || !host.is_empty() && host.bytes().all(fits)
+        };
+        let config = self.config;
+        if let Some(odd) = config.allowed_hosts.iter().find(|host| !is_name(host)) {
+            let mend = "give names without scheme and port, like kv.example.com";
+            self.problem("allowed_hosts", format!("{odd:?} is no host's name"), mend);
+        }
+        if let Some(odd) = config.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            let mend = "give scheme, host and port without a path, like https://app.example.com";
+            self.problem("allowed_origins", format!("{odd:?} is no origin"), mend);
         }
     }
 
@@ -178,9 +201,21 @@ impl<'a> Check<'a> {
             }
         }
         let in_a_header = |secret: &Secret| secret.expose().bytes().all(|b| b.is_ascii_graphic());
-        if !self.config.auth_token.iter().all(in_a_header) {
-            let what = "holds a space or another character that an HTTP header cannot carry";
-            self.problem("auth_token", what, "use letters, digits and ASCII punctuation");
+        let named = self.config.auth_tokens.iter().map(|token| &token.secrets);
+        let shown = [("auth_token", &self.config.auth_token)];
+        for (key, secrets) in shown.into_iter().chain(named.map(|secrets| ("auth_tokens", secrets)))
+        {
+            if !secrets.iter().all(in_a_header) {
+                let what = "holds a space or another character that an HTTP header cannot carry";
+                self.problem(key, what, "use letters, digits and ASCII punctuation");
+            }
+        }
+        for (what, mend) in tokens::faults(&self.config.auth_tokens, &self.config.auth_token) {
+            self.problem("auth_tokens", what, mend);
+        }
+        for name in tokens::short(&self.config.auth_tokens) {
+            let what = format!("that of {name} is shorter than {SECRET_BYTES_ADVISED} characters");
+            self.warning("auth_tokens", what, "make a long one with `aegiskv token`");
         }
     }
 
@@ -277,22 +312,31 @@ pub(super) fn read_secret_file(
         let what = format!("is given, and so is {key} (by {})", origins.of(key));
         return Err(Problem::with_key(file_key, origin, what, "keep one; null unsets a key"));
     }
-    let unreadable = |error: io::Error| {
-        let what = format!("{} cannot be read: {error}", shown(path));
-        Problem::with_key(&file_key, &origin, what, "name a file that this user can read")
-    };
-    let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(unreadable)?;
-    // The bytes are not repeated: they are most likely a secret.
-    let text = String::from_utf8(text).map_err(|_| {
-        let what = format!("{} is not UTF-8 text", shown(path));
-        Problem::with_key(&file_key, &origin, what, "write one secret a line")
-    })?;
-    *secrets = Secrets::from_lines(&text);
-    if secrets.is_empty() {
-        let what = format!("{} holds no secret", shown(path));
-        return Err(Problem::with_key(file_key, origin, what, "write one secret a line"));
-    }
+    *secrets =
+        secrets_in(path).map_err(|(what, mend)| Problem::with_key(file_key, origin, what, mend))?;
     Ok(Some(shown(path)))
+}
+
+/// The secrets in a file; there is one at least.
+///
+/// # Errors
+/// What is wrong with the file, and how to mend it.
+pub(super) fn secrets_in(path: &Path) -> Result<Secrets, (String, String)> {
+    let fault = |what: String, mend: &str| (format!("{} {what}", shown(path)), mend.to_owned());
+    let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(|error| {
+        fault(format!("cannot be read: {error}"), "name a file that this user can read")
+    })?;
+    if let Some((what, mend)) = byte_order_mark(&text) {
+        return Err(fault(what.to_string(), mend));
+    }
+    // The bytes are not repeated: they are most likely a secret.
+    let text = String::from_utf8(text)
+        .map_err(|_| fault("is not UTF-8 text".to_owned(), "write one secret a line"))?;
+    let secrets = Secrets::from_lines(&text);
+    if secrets.is_empty() {
+        return Err(fault("holds no secret".to_owned(), "write one secret a line"));
+    }
+    Ok(secrets)
 }
 
 /// A path as an error shows it, on one line whatever it holds.

@@ -57,8 +57,7 @@ pub fn default() -> Outcome {
     impl Serialize for Defaults {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let entry = |key: &super::Key| -> (&'static str, Json) {
-                // A secret's empty list would do, but one secret is what is mostly meant.
-                let json = if key.secret { Json::from("") } else { key.default_json() };
+                let json = if key.secret { Json::Null } else { key.default_json() };
                 (key.name, json)
             };
             serializer.collect_map(KEYS.iter().map(entry))

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::Loaded;
 use super::keys::{KEYS, Key};
+use super::secret::{Secret, Secrets};
 use super::setting::Quorum;
 
 /// One key's effective value.
@@ -103,11 +104,12 @@ impl Loaded {
 
     fn secrets_of(&self, key: &Key) -> Vec<&str> {
         let secrets = match key.name {
-            "auth_token" => &self.config.auth_token,
-            "gossip_secret" => &self.config.gossip_secret,
+            "auth_token" => vec![&self.config.auth_token],
+            "auth_tokens" => self.config.auth_tokens.iter().map(|token| &token.secrets).collect(),
+            "gossip_secret" => vec![&self.config.gossip_secret],
             _ => return Vec::new(),
         };
-        secrets.iter().map(super::Secret::expose).collect()
+        secrets.into_iter().flat_map(Secrets::iter).map(Secret::expose).collect()
     }
 
     /// Every value in the order of [`KEYS`], the ones that follow from others worked out.

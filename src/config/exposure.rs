@@ -23,7 +23,8 @@ impl Config {
     /// `aegis_insecure_listeners` is the number of those that are [`Exposure::insecure`].
     pub fn exposures(&self) -> Vec<Exposure> {
         let mut exposures = Vec::new();
-        if !self.bind_addr.is_loopback() && self.auth_token.is_empty() {
+        let is_open = self.auth_token.is_empty() && self.auth_tokens.is_empty();
+        if !self.bind_addr.is_loopback() && is_open {
             exposures.push(Exposure {
                 listener: "client",
                 address: self.bind_addr.clone(),
@@ -53,7 +54,7 @@ impl Config {
                 ),
             });
         }
-        if !self.health_addr.is_loopback() && self.auth_token.is_empty() {
+        if !self.health_addr.is_loopback() && is_open {
             exposures.push(Exposure {
                 listener: "operations",
                 address: self.health_addr.clone(),

@@ -12,6 +12,7 @@ use super::secret::Secrets;
 use super::setting::{
     EvictionPolicy, Quorum, Setting, Shape, TlsClientAuth, UncleanRecovery, WalMode, WhenRemoved,
 };
+use super::tokens::NamedToken;
 use crate::logging;
 
 /// What is known of one key before any value is read.
@@ -45,6 +46,12 @@ impl Key {
     /// The key of that name.
     pub fn find(name: &str) -> Option<&'static Self> {
         KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Whether its value is a secret, or the name of a file that holds one.
+    pub(super) fn gives_secret(&self) -> bool {
+        let of_file = self.name.strip_suffix("_file").and_then(Self::find);
+        self.secret || of_file.is_some_and(|key| key.secret)
     }
 
     /// The flag's name, without the leading hyphens.
@@ -190,6 +197,12 @@ keys! {
         /// Largest value, in bytes.
         max_value_bytes: u64 = "8388608" in 1..=25_165_824, restart, shared;
     }
+    "Web pages" {
+        /// While no `auth_token` is set: names by which the node may be asked on ports 7700 and 7702, beside its addresses, `localhost`, `node_id` and the names in its own addresses. `.example.com` stands for all names below it, `*` for any.
+        allowed_hosts: Vec<String> = "", live, shared;
+        /// While no `auth_token` is set: web pages that may ask the node, as browsers name them in `Origin`, like `https://app.example.com`; `*` for any.
+        allowed_origins: Vec<String> = "", live, shared;
+    }
     "Memory" {
         /// Memory for keys and values, in MB (1,048,576 bytes).
         max_memory_mb: u64 = "1024" in 1..=16_777_216, live, shared;
@@ -235,6 +248,8 @@ keys! {
         auth_token: Secrets = "", live, shared;
         /// File with the tokens, one a line, instead of `auth_token`.
         auth_token_file: Option<PathBuf> = "", live, own;
+        /// Tokens with fewer rights, each with a name: `[{"name": "shop", "file": "/etc/aegiskv/tokens/shop", "verbs": ["read", "write"], "prefixes": ["shop:"], "rate": 5000}]`. A file holds one token a line, and all are accepted. `read` and `write` are for keys, of these prefixes if some are given; `metrics` is for `/metrics`, which then asks everybody for such a token; `admin` is for that and the actions of port 7702. `rate` bounds the operations a second over all connections to a node.
+        auth_tokens: Vec<NamedToken> = "[]", live, shared;
         /// Secrets shared by the cluster's nodes. The first is used, all are accepted.
         gossip_secret: Secrets = "", live, shared;
         /// File with the secrets, one a line, instead of `gossip_secret`.
@@ -264,7 +279,7 @@ keys! {
         /// Whether this cluster ships its writes to others.
         cross_dc_replication: bool = "false", restart, shared;
         /// Gossip addresses of nodes of the other clusters.
-        cross_dc_seeds: Vec<HostPort> = "", live, shared;
+        cross_dc_seeds: Vec<HostPort> = "", restart, shared;
         /// This region's number, different from every linked region's.
         region_index: u8 = "0" in 0..=7, restart, shared;
     }

@@ -60,6 +60,9 @@ impl Layers {
     /// Lays a file's keys over what is there.
     pub(super) fn add_document(&mut self, document: &Document) {
         let origin = document.path.display().to_string();
+        if let Some((what, mend)) = byte_order_mark(&document.text) {
+            return self.problems.push(Problem::with_source(origin, what, mend));
+        }
         let entries = match parse(&document.text) {
             Ok(entries) => entries,
             Err(error) => return self.problems.push(not_json(origin, &error)),
@@ -73,6 +76,10 @@ impl Layers {
                 let mend = "keep one of them";
                 self.problems.push(Problem::with_key(name, &origin, "stands there twice", mend));
                 continue;
+            }
+            if key.secret && json == "" {
+                let mend = "give it, or remove the key; null unsets it";
+                self.warnings.push(Problem::with_key(name, &origin, "is empty", mend));
             }
             values.insert(key.name.to_owned(), to_figment(&json));
         }
@@ -140,7 +147,7 @@ impl Layers {
             self.problems.push(Problem::with_key(key.name, origin, what, "keep one of them"));
             return;
         }
-        if key.secret && text.is_empty() {
+        if text.is_empty() && key.gives_secret() {
             let mend = "give it, or unset the variable or the flag";
             self.warnings.push(Problem::with_key(key.name, &origin, "is empty", mend));
         }
@@ -243,7 +250,10 @@ fn judge<S: Setting>(key: &Key, json: &Json) -> Result<S, (String, String)> {
         let mend = format!("give {}", show((least, greatest)));
         return Err((format!("{shown} is out of range"), mend));
     }
-    S::read(json).ok_or_else(|| (format!("{shown} does not fit"), format!("give {}", S::EXPECTS)))
+    S::read(json).ok_or_else(|| {
+        let what = S::misfit(json).unwrap_or_else(|| format!("{shown} does not fit"));
+        (what, format!("give {}", S::EXPECTS))
+    })
 }
 
 /// The known key that `name` was most likely meant to be.
@@ -301,6 +311,18 @@ impl<'de> Deserialize<'de> for Entries {
 
 fn parse(text: &[u8]) -> Result<Vec<(String, Json)>, serde_json::Error> {
     serde_json::from_slice::<Entries>(text).map(|entries| entries.0)
+}
+
+/// What is wrong with a text that begins with the mark of another encoding, or with one that UTF-8
+/// does not need, and how to mend it. Editors show no mark.
+pub(super) fn byte_order_mark(text: &[u8]) -> Option<(&'static str, &'static str)> {
+    match text {
+        [0xef, 0xbb, 0xbf, ..] => {
+            Some(("begins with a byte-order mark", "save it as UTF-8 without one (no BOM)"))
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(("is UTF-16", "save it as UTF-8")),
+        _ => None,
+    }
 }
 
 fn not_json(origin: String, error: &serde_json::Error) -> Problem {

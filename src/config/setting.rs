@@ -24,6 +24,8 @@ pub enum Shape {
     Switch,
     /// Several texts; commas part them outside JSON.
     List,
+    /// JSON, everywhere.
+    Json,
 }
 
 impl Shape {
@@ -41,6 +43,7 @@ impl Shape {
                 "false" | "0" | "no" | "off" => Json::Bool(false),
                 _ => as_text(),
             },
+            Self::Json => serde_json::from_str(text).unwrap_or_else(|_| as_text()),
             Self::List => text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect(),
         }
     }
@@ -60,6 +63,11 @@ pub(super) trait Setting: Sized {
 
     /// The value as a configuration file holds it. Of a secret: that there is one.
     fn show(&self) -> Json;
+
+    /// What of the value does not fit, where that can be said more closely.
+    fn misfit(_json: &Json) -> Option<String> {
+        None
+    }
 
     /// The size that a key's range bounds: a number itself, a duration in milliseconds.
     fn measure(_json: &Json) -> Option<i128> {
@@ -222,6 +230,19 @@ impl Setting for Vec<HostPort> {
 
     fn read(json: &Json) -> Option<Self> {
         json.as_array()?.iter().map(|one| HostPort::parse_reachable(one.as_str()?)).collect()
+    }
+
+    fn show(&self) -> Json {
+        self.iter().map(Setting::show).collect()
+    }
+}
+
+impl Setting for Vec<String> {
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of strings";
+
+    fn read(json: &Json) -> Option<Self> {
+        json.as_array()?.iter().map(String::read).collect()
     }
 
     fn show(&self) -> Json {
@@ -402,7 +423,8 @@ pub(super) fn found(json: &Json) -> String {
             let misfit = |item: &&Json| {
                 item.as_str().is_none_or(|text| HostPort::parse_reachable(text).is_none())
             };
-            match list.iter().find(misfit) {
+            let no_text = list.iter().find(|item| !item.is_string());
+            match no_text.or_else(|| list.iter().find(misfit)) {
                 Some(item) if !item.is_array() => format!("a list with {}", found(item)),
                 _ => "a list".to_owned(),
             }

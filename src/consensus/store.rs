@@ -395,8 +395,12 @@ fn make(path: &Path, me: NodeId) -> Result<(), Error> {
         transaction.commit()?;
         Ok(database.close()?)
     };
-    fill().map_err(|e| Error::disk("make", path, e))?;
-    fs::rename(&aside, path).map_err(|e| Error::io("make", path, e))?;
+    let made = fill().map_err(|e| Error::disk("make", path, e));
+    let made = made.and_then(|()| fs::rename(&aside, path).map_err(|e| Error::io("make", path, e)));
+    made.inspect_err(|_| {
+        // The first error tells more; the next start removes what cannot be removed now.
+        let _ = fs::remove_file(&aside);
+    })?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = fs::File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(|e| Error::io("sync", dir, e))

@@ -12,7 +12,7 @@ use crate::topology::{Copies, NodeId};
 use crate::wire::{self, Ask, Reply};
 
 use super::read::found_of;
-use super::serve::LOOKED_AT_MAX;
+use super::serve::{LOOKED_AT_MAX, PAGE_BYTES_MAX};
 use super::{
     Consistency, Coordinator, Counted, Data, Error, IdempotencyKey, Page, RETRY_AFTER, Write,
 };
@@ -88,11 +88,12 @@ impl Coordinator {
         };
         let mut shard = at.map_or(0, |cursor| cursor.shard);
         let mut entries = Vec::new();
-        let mut looked_at = 0;
+        let (mut looked_at, mut bytes) = (0, 0);
         let mut stale = None;
         loop {
             let left = limit - entries.len();
             let part = data.part(ShardId(shard), at, prefix, left).await?;
+            bytes += part.entries.iter().map(|e| e.entry.value_bytes().len()).sum::<usize>();
             entries.extend(part.entries);
             looked_at += part.looked_at;
             stale = part.stale.max(stale);
@@ -109,7 +110,8 @@ impl Coordinator {
                 }
             };
             // A part that ends within its shard has looked at as much as a page may.
-            if entries.len() >= limit || part.next.is_some() || looked_at >= LOOKED_AT_MAX {
+            let full = entries.len() >= limit || bytes >= PAGE_BYTES_MAX;
+            if full || part.next.is_some() || looked_at >= LOOKED_AT_MAX {
                 return Ok(Page { entries, cursor: Some(next.to_text()), stale });
             }
         }

@@ -21,7 +21,7 @@ pub(super) const LOOKED_AT_MAX: usize = 20_000;
 pub(super) const STEP: usize = 256;
 
 /// Bytes of values in one page.
-const PAGE_BYTES_MAX: usize = 16 << 20;
+pub(super) const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// A place in the row of those who wait, given back when dropped.
 struct Waiting<'a> {

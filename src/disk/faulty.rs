@@ -34,6 +34,11 @@ impl Faulty {
         self.state.lock().faults.bytes_left = Some(bytes);
     }
 
+    /// From now on it says that it has room for so many bytes, whether it is so or not.
+    pub fn tell_room(&self, bytes: u64) {
+        self.state.lock().faults.room = Some(bytes);
+    }
+
     /// From now on writes may take fewer bytes than they are given.
     pub fn shorten_writes(&self) {
         self.state.lock().faults.short_writes = true;
@@ -205,6 +210,10 @@ impl Disk for Faulty {
         state.names.remove(path);
         state.names_pending.push(NameChange::Unlink(path.to_owned()));
         Ok(())
+    }
+
+    fn room(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(self.state.lock().faults.room.unwrap_or(u64::MAX))
     }
 
     fn boot_id(&self) -> io::Result<String> {

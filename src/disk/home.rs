@@ -1,8 +1,8 @@
 //! The data directory: whose it is, who uses it, and whether what it holds can be vouched for.
 //!
 //! Invariant: one process at a time; and until [`Home::enter`] nothing in it is changed, so that a
-//! refused start leaves it as it was. It does not know what logs and snapshots contain, only how
-//! their files are named.
+//! refused start leaves it as it was, but for temporary files, of which none outlasts a start. It
+//! does not know what logs and snapshots contain, only how their files are named.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const IDENTITY: &str = "identity.json";
 const LOCK: &str = "lock";
+
+/// What the names of files begin with that are written under a name ending in `.tmp` first.
+const TEMPORARY: [&str; 6] = ["identity", "birth", "topology", "snapshot", "copy-", "mark"];
 
 /// What the start expects of the directory.
 #[derive(Clone, Debug)]
@@ -184,12 +187,14 @@ impl Home {
     ///
     /// # Errors
     /// [`Error`]; nothing in the directory was changed then, except that it, and the lock file in
-    /// it, may have been created.
+    /// it, may have been created, and that temporary files of earlier runs may be gone.
     pub fn open(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
         let mut locks = vec![lock(&*disk, &config.data_dir)?];
         if config.wal_dir != config.data_dir {
             locks.push(lock(&*disk, &config.wal_dir)?);
         }
+        // First of all: on a full disk there is no room for anything before they are gone.
+        sweep(&*disk, &config)?;
         let boot_id = disk.boot_id().map_err(not_writable(&config.data_dir))?;
         let (identity, before) = match read_identity(&*disk, &config.data_dir)? {
             Some(identity) => (identity, Before::Known),
@@ -404,6 +409,17 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Arc<dyn File>, Error> {
 
 /// The logs and snapshots there are.
 fn data_files(disk: &dyn Disk, config: &Config) -> Result<Vec<PathBuf>, Error> {
+    files(disk, config, |name| {
+        name.ends_with(".wal") || name.starts_with("snapshot-") || name.starts_with("copy-")
+    })
+}
+
+/// The files of this directory, and of the log's, that are so named.
+fn files(
+    disk: &dyn Disk,
+    config: &Config,
+    is_so_named: impl Fn(&str) -> bool,
+) -> Result<Vec<PathBuf>, Error> {
     let mut dirs = vec![&config.data_dir];
     if config.wal_dir != config.data_dir {
         dirs.push(&config.wal_dir);
@@ -411,12 +427,22 @@ fn data_files(disk: &dyn Disk, config: &Config) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for dir in dirs {
         let names = disk.list(dir).map_err(not_writable(dir))?;
-        let data = names.iter().filter(|n| {
-            n.ends_with(".wal") || n.starts_with("snapshot-") || n.starts_with("copy-")
-        });
-        files.extend(data.map(|name| dir.join(name)));
+        files.extend(names.iter().filter(|name| is_so_named(name)).map(|name| dir.join(name)));
     }
     Ok(files)
+}
+
+/// Removes what an earlier run was writing when it ended: nothing refers to it.
+fn sweep(disk: &dyn Disk, config: &Config) -> Result<(), Error> {
+    let is_ours = |name: &str| {
+        let Some(stem) = name.strip_suffix(".tmp") else { return false };
+        stem.ends_with(".wal") || TEMPORARY.iter().any(|begin| stem.starts_with(begin))
+    };
+    for path in files(disk, config, is_ours)? {
+        disk.remove(&path).map_err(not_writable(&path))?;
+        tracing::warn!(path = %path.display(), "removed a file that an earlier run did not complete");
+    }
+    Ok(())
 }
 
 fn not_writable(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -47,6 +47,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// How many bytes this process may still write below `dir`.
+    fn room(&self, dir: &Path) -> io::Result<u64>;
+
     /// Names the machine's present run. While it stays the same, what was written is still there,
     /// synced or not.
     fn boot_id(&self) -> io::Result<String>;
@@ -114,16 +117,28 @@ pub fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Puts a small file in place as one durable step: after a crash it holds the old or the new.
+/// Puts a small file in place as one durable step: after a crash it holds the old or the new. What
+/// was begun of the new goes if it cannot be completed.
 pub fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_extension("tmp");
-    match disk.remove(&aside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let file = disk.create(&aside)?;
-    file.write_all_at(bytes, 0)?;
-    file.sync_data()?;
-    disk.rename(&aside, path)?;
+    remove_if_there(disk, &aside)?;
+    let write = || {
+        let file = disk.create(&aside)?;
+        file.write_all_at(bytes, 0)?;
+        file.sync_data()?;
+        disk.rename(&aside, path)
+    };
+    write().inspect_err(|_| {
+        // The first error tells more; the next start removes what cannot be removed now.
+        let _ = disk.remove(&aside);
+    })?;
     disk.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Removes a file, if there is one.
+pub fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }

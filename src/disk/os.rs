@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
 
 use super::{Disk, File};
 
@@ -64,6 +65,11 @@ impl Disk for Os {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn room(&self, dir: &Path) -> io::Result<u64> {
+        let room = statvfs(dir)?;
+        Ok(room.blocks_available().saturating_mul(room.fragment_size()))
     }
 
     fn boot_id(&self) -> io::Result<String> {

@@ -145,6 +145,38 @@ impl OpMetrics {
     }
 }
 
+/// The requests of one holder of tokens, by what became of them.
+#[derive(Clone, Debug)]
+pub struct TokenMetrics {
+    let_in: Counter,
+    forbidden: Counter,
+    limited: Counter,
+}
+
+impl Default for TokenMetrics {
+    /// Counts that nobody sees.
+    fn default() -> Self {
+        let counter = || Counter::new("unseen", "Not shown.").expect("a name and a help");
+        Self { let_in: counter(), forbidden: counter(), limited: counter() }
+    }
+}
+
+impl TokenMetrics {
+    fn of(requests: &prometheus::IntCounterVec, name: &str) -> Self {
+        let of = |outcome| requests.with_label_values(&[name, outcome]);
+        Self { let_in: of("let_in"), forbidden: of("forbidden"), limited: of("limited") }
+    }
+
+    /// Counts a request that was answered with this status.
+    pub fn count(&self, status: u16) {
+        match status {
+            403 => self.forbidden.inc(),
+            429 => self.limited.inc(),
+            _ => self.let_in.inc(),
+        }
+    }
+}
+
 /// Handles of all metrics, and their rendering. A node has one; a test makes its own.
 #[derive(Debug)]
 pub struct Metrics {
@@ -157,7 +189,7 @@ pub struct Metrics {
     pub expired: Counter,
     /// Each fsync of the log.
     pub wal_fsync: Durations,
-    /// Bad records found in the log, other than a torn end.
+    /// Damaged or missing places found in log, snapshots and copies, other than a torn end.
     pub wal_corruptions: Counter,
     /// Client connections refused for `max_conns`.
     pub rejected_connections: Counter,
@@ -181,7 +213,11 @@ pub struct Metrics {
     pub relays_passed_on: Counter,
     /// Messages that went, or were to go, by way of others, and had no way on.
     pub relays_dropped: Counter,
+    /// Requests that showed no token that is accepted.
+    pub unauthorized: Counter,
+    token_requests: prometheus::IntCounterVec,
     refusals: prometheus::IntCounterVec,
+    log_dropped: prometheus::IntCounterVec,
     gauges: Gauges,
     process: Process,
 }
@@ -217,7 +253,7 @@ impl Metrics {
             )),
             wal_corruptions: t.counter(
                 "aegis_wal_corruptions_total",
-                "Bad records found in the write-ahead log, other than a torn end.",
+                "Damaged or missing places found at the start in the write-ahead log, in snapshots and in copies of shards, other than a torn end.",
             ),
             rejected_connections: t.counter(
                 "aegis_rejected_connections_total",
@@ -256,7 +292,13 @@ impl Metrics {
             relays_sent,
             relays_passed_on,
             relays_dropped,
+            unauthorized: t.counter(
+                "aegis_unauthorized_requests_total",
+                "Requests of clients and operators that were answered 401: without a token, or with one that is not accepted.",
+            ),
+            token_requests: token_requests(t),
             refusals: refusals(t),
+            log_dropped: log_dropped(t),
             gauges: Gauges::declare(t),
             process: Process::declare(t),
             table,
@@ -268,9 +310,19 @@ impl Metrics {
         &self.ops[op as usize]
     }
 
+    /// The handles of the tokens that the configuration calls `name`.
+    pub fn of_token(&self, name: &str) -> TokenMetrics {
+        TokenMetrics::of(&self.token_requests, name)
+    }
+
     /// Counts a GET that found nothing.
     pub fn miss(&self, reason: Miss) {
         self.misses[reason as usize].inc();
+    }
+
+    /// Counts lines of the log that were dropped on their way to `stderr` or `file`.
+    pub fn log_dropped(&self, to: &str, lines: u64) {
+        self.log_dropped.with_label_values(&[to]).inc_by(lines);
     }
 
     /// Counts what was refused on the node port.
@@ -319,6 +371,16 @@ fn operations(t: &mut Table) -> [OpMetrics; Op::ALL.len()] {
     })
 }
 
+fn token_requests(t: &mut Table) -> prometheus::IntCounterVec {
+    let requests = t.counters(
+        "aegis_token_requests_total",
+        &["token", "outcome"],
+        "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429).",
+    );
+    TokenMetrics::of(&requests, "auth_token");
+    requests
+}
+
 fn refusals(t: &mut Table) -> prometheus::IntCounterVec {
     let refusals = t.counters(
         "aegis_peer_refusals_total",
@@ -328,6 +390,16 @@ fn refusals(t: &mut Table) -> prometheus::IntCounterVec {
     // There from the start, so that an alert on its rise has something to rise from.
     refusals.with_label_values(&["secret"]);
     refusals
+}
+
+fn log_dropped(t: &mut Table) -> prometheus::IntCounterVec {
+    let dropped = t.counters(
+        "aegis_log_lines_dropped_total",
+        &["to"],
+        "Lines of the log that were dropped because their reader, standard error's or the disk of log_dir, did not keep up.",
+    );
+    dropped.with_label_values(&["stderr"]);
+    dropped
 }
 
 fn relays(t: &mut Table) -> [Counter; 3] {

@@ -1,14 +1,46 @@
-//! Who may act on the node: whoever has a token, or, while none is set, whoever is on the machine.
+//! Which requests are taken at all, and who may act on the node: whoever has a token, or, while
+//! none is set, whoever is on the machine.
 
 use super::{Node, Peer, Problem, Shared};
-use crate::api::Tokens;
+use crate::api::{Tokens, Verb, framing};
 use axum::extract::{Extension, Request, State};
-use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, FORWARDED, HeaderName, ORIGIN};
+use axum::http::header::{
+    AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Takes a request in, or says what is wrong with its head.
+pub(super) async fn admit<N: Node>(
+    State(shared): State<Shared<N>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
+        if !shared.node.tokens().is_empty() {
+            return Ok(());
+        }
+        shared
+            .node
+            .sites()
+            .check(&request)
+            .map_err(|foreign| Problem::forbidden(foreign.to_string()))
+    });
+    // No request of this port has a body. One in chunks is not read to its end, and what hyper
+    // takes for that end need not be what a proxy took for it.
+    let last = judged.is_err() || request.headers().contains_key(TRANSFER_ENCODING);
+    let mut response = match judged {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    if last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
 
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(
@@ -19,13 +51,14 @@ pub(super) async fn guard<N: Node>(
 ) -> Response {
     let tokens = shared.node.tokens();
     let allowed = if tokens.is_empty() {
-        from_this_machine(peer.ip().to_canonical().is_loopback(), request.headers())
+        let is_loopback = peer.ip().to_canonical().is_loopback();
+        from_this_machine(is_loopback, request.headers()).map(|()| None)
     } else {
-        with_token(&tokens, request.headers())
+        with_token(&shared, &tokens, Verb::Admin, request.headers()).map(Some)
     };
     match allowed {
-        Ok(()) => {
-            tracing::info!(%peer, action = request.uri().path(), "operator's request");
+        Ok(token) => {
+            tracing::info!(%peer, action = request.uri().path(), token, "operator's request");
             next.run(request).await
         }
         Err(problem) => {
@@ -35,24 +68,52 @@ pub(super) async fn guard<N: Node>(
     }
 }
 
-fn with_token(tokens: &Tokens, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(AUTHORIZATION) else {
-        return Err(Problem::unauthorized(
-            "this action needs the header `Authorization: Bearer TOKEN` with the node's auth_token",
-        ));
-    };
-    match value.as_bytes().split_at_checked("Bearer ".len()) {
-        Some((scheme, token))
-            if scheme.eq_ignore_ascii_case(b"Bearer ") && tokens.accept(token.trim_ascii()) =>
-        {
-            Ok(())
+/// Lets a request through to the metrics, or says what it lacks. They are open to all until a token
+/// is for them by name.
+pub(super) async fn guard_metrics<N: Node>(
+    State(shared): State<Shared<N>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let tokens = shared.node.tokens();
+    if tokens.guard_metrics() {
+        if let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers()) {
+            return problem.into_response();
         }
-        _ => Err(Problem::unauthorized("the token is not one of the node's auth_token")),
     }
+    next.run(request).await
 }
 
-/// Without a token the machine's own users may act. A web page that one of them has open may not,
-/// nor may those for whom a proxy on this machine speaks.
+/// The name of the token that a request shows, if it is for `verb`.
+fn with_token<N>(
+    shared: &Shared<N>,
+    tokens: &Tokens,
+    verb: Verb,
+    headers: &HeaderMap,
+) -> Result<String, Problem> {
+    let unauthorized = |detail| {
+        shared.metrics.unauthorized.inc();
+        Problem::unauthorized(detail)
+    };
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Err(unauthorized(
+            "this needs the header `Authorization: Bearer TOKEN` with one of the node's tokens",
+        ));
+    };
+    let token = match value.as_bytes().split_at_checked("Bearer ".len()) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token.trim_ascii(),
+        _ => b"",
+    };
+    let Some(holder) = tokens.holder(token) else {
+        return Err(unauthorized("the token is none that this node accepts"));
+    };
+    let judged = holder.may(verb).map_err(Problem::forbidden);
+    holder.count(judged.as_ref().map_or(StatusCode::FORBIDDEN, |()| StatusCode::OK));
+    judged.map(|()| holder.name().to_owned())
+}
+
+/// Without a token the machine's own users may act. Those for whom a proxy on this machine speaks
+/// may not; nor may web pages ([`admit`]).
 fn from_this_machine(is_loopback: bool, headers: &HeaderMap) -> Result<(), Problem> {
     if !is_loopback {
         return Err(Problem::forbidden(
@@ -60,11 +121,11 @@ fn from_this_machine(is_loopback: bool, headers: &HeaderMap) -> Result<(), Probl
              request there, or set auth_token and send it as `Authorization: Bearer TOKEN`",
         ));
     }
-    for name in [ORIGIN, FORWARDED, FORWARDED_FOR] {
+    for name in [FORWARDED, FORWARDED_FOR] {
         if headers.contains_key(&name) {
             return Err(Problem::forbidden(format!(
                 "while auth_token is not set, actions are taken from this machine only, and the \
-                 header `{name}` says that a web page or a proxy is asking: set auth_token and \
+                 header `{name}` says that a proxy is asking for somebody: set auth_token and \
                  send it as `Authorization: Bearer TOKEN`"
             )));
         }

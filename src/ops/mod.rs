@@ -61,18 +61,22 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .route("/admin/nodes/{id}/recommission", post(actions::recommission::<N>))
         .route("/admin/nodes/{id}/remove", post(actions::remove::<N>))
         .route_layer(from_fn_with_state(shared.clone(), access::guard::<N>));
+    let metrics = Router::new()
+        .route("/metrics", get(views::metrics::<N>))
+        .route_layer(from_fn_with_state(shared.clone(), access::guard_metrics::<N>));
     Router::new()
         .route("/health", get(views::health::<N>))
         .route("/live", get(views::health::<N>))
         .route("/ready", get(views::ready::<N>))
-        .route("/metrics", get(views::metrics::<N>))
         .route("/cluster", get(views::cluster::<N>))
         .route("/cluster/shards", get(views::shards::<N>))
         .route("/stats", get(views::stats::<N>))
         .route("/config", get(views::config::<N>))
         .merge(admin)
+        .merge(metrics)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(shared.clone(), access::admit::<N>))
         .layer(map_response(never_cached))
         .with_state(shared)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Shard, Status};
-use crate::api::Tokens;
+use crate::api::{Sites, Tokens};
 
 /// The node, as its operator sees it. Everything but the actions answers at once, in every phase.
 pub trait Node: Send + Sync + 'static {
@@ -31,6 +31,9 @@ pub trait Node: Send + Sync + 'static {
 
     /// The tokens that open the actions.
     fn tokens(&self) -> Arc<Tokens>;
+
+    /// Names and web pages that may be used while no token is set.
+    fn sites(&self) -> Arc<Sites>;
 
     /// Reads the configuration again and applies it, or keeps the old one.
     fn reload(&self) -> impl Future<Output = Result<Reloaded, ActionError>> + Send;

@@ -5,6 +5,8 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::api::framing::Doubt;
+
 /// An error as its asker sees it.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -33,12 +35,21 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad request", detail)
     }
 
+    /// A request whose end or addressee is in doubt.
+    pub(super) fn doubtful(doubt: Doubt) -> Self {
+        let status = match doubt {
+            Doubt::Coding => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, "bad request", doubt.to_string())
+    }
+
     pub(super) fn unauthorized(detail: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "token needed", detail)
     }
 
     pub(super) fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "not from there", detail)
+        Self::new(StatusCode::FORBIDDEN, "not allowed", detail)
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {

@@ -23,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tokio_util::either::Either;
 
 use crate::entry::Timestamp;
-use crate::tls::{TlsError, authorities, certificates, private_key, unusable, validity};
+use crate::tls::{Own, TlsError, authorities, certificates, private_key, unusable};
 
 /// What both sides must speak inside (ALPN, RFC 7301).
 const ALPN: &[u8] = b"aegiskv-peer";
@@ -68,18 +68,23 @@ pub(super) fn split(stream: Stream) -> (Reader, Writer) {
 pub struct Tls {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
-    not_after: Timestamp,
+    own: Own,
 }
 
 impl Tls {
     /// Reads and checks the PEM files: the node's certificate chain, its key, and the authorities
-    /// that sign nodes.
+    /// that sign nodes. `in_force`: the certificate that the node shows at present.
     ///
     /// # Errors
     /// A [`TlsError`] that names the file and what is wrong with it.
-    pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, TlsError> {
+    pub fn load(
+        cert: &Path,
+        key: &Path,
+        ca: &Path,
+        in_force: Option<&Own>,
+    ) -> Result<Self, TlsError> {
         let chain = certificates(cert)?;
-        let not_after = validity(cert, &chain[0])?;
+        let own = Own::judge(cert, &chain[0], in_force)?;
         let private = private_key(key)?;
         let roots = Arc::new(authorities(ca)?);
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -108,12 +113,12 @@ impl Tls {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), not_after })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), own })
     }
 
     /// When the node's certificate expires.
     pub fn not_after(&self) -> Timestamp {
-        self.not_after
+        self.own.not_after()
     }
 
     /// Opens TLS as the side that dialled: the stream, and what binds proofs to its session.

@@ -55,8 +55,11 @@ impl ReloadReport {
     /// What the system says.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         let draft = directory.join(format!("{FILE}.new"));
-        fs::write(&draft, serde_json::to_vec(self)?)?;
-        fs::rename(draft, directory.join(FILE))
+        let written = fs::write(&draft, serde_json::to_vec(self)?);
+        written.and_then(|()| fs::rename(&draft, directory.join(FILE))).inspect_err(|_| {
+            // The first error tells more.
+            let _ = fs::remove_file(&draft);
+        })
     }
 
     /// The last one; `None` if there was no reload yet.

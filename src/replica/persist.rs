@@ -20,6 +20,10 @@ use super::{Replica, Slot, Work};
 /// Entries that a snapshot takes under one hold of a shard's lock.
 const SNAPSHOT_STEP: usize = 256;
 
+/// A snapshot takes at least one byte on the disk for so many in memory: there an entry has its
+/// place in the index, and room up to the next size class.
+const MEMORY_PER_DISK: u64 = 2;
+
 /// What the name of an adopted copy's file begins with.
 const COPY_PREFIX: &str = "copy-";
 
@@ -227,6 +231,7 @@ impl Replica {
         // On a slow disk each of what follows may take seconds.
         let go_on = || if give_up() { Err(SnapshotError::GivenUp) } else { Ok(()) };
         go_on()?;
+        self.check_room(&*disk, dir)?;
         self.wal.rotate()?;
         go_on()?;
         let mut unneeded = Vec::new();
@@ -248,6 +253,14 @@ impl Replica {
         }
         self.adopted.lock().retain(|file| !unneeded.contains(file));
         Ok(finished)
+    }
+
+    /// Sees whether there is room before anything is begun: a new segment that finds none ends the
+    /// log.
+    fn check_room(&self, disk: &dyn Disk, dir: &Path) -> Result<(), SnapshotError> {
+        let entries = self.copies.setting.budget.used() / MEMORY_PER_DISK;
+        snapshot::check_room(disk, dir, entries)?;
+        Ok(snapshot::check_room(disk, self.wal.dir(), 0)?)
     }
 
     /// Writes one shard; answers whether a copy of it is under way here.

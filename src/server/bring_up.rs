@@ -79,7 +79,7 @@ pub(super) async fn bring_up(
             listen: port.listener,
             identity: identity(&about, None, home.identity().num_shards),
             secrets: secrets.clone(),
-            tls: super::load_peer_tls(config)?,
+            tls: super::load_peer_tls(config, None)?,
             timing: Timing::default(),
         },
         peers.clone(),

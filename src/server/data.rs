@@ -48,9 +48,16 @@ pub(super) struct Data {
     segment_bytes_max: u64,
     metrics: Arc<Metrics>,
     home: Mutex<Home>,
-    /// One snapshot at a time.
-    snapshotting: Mutex<()>,
+    /// One snapshot at a time; and what the load found damaged, until there was one.
+    snapshotting: Mutex<Option<Damaged>>,
     last_snapshot: Mutex<Option<LastSnapshot>>,
+}
+
+/// Files that are to be set aside, but not before a fresh snapshot is there.
+#[derive(Debug)]
+struct Damaged {
+    recovery: Recovery,
+    snapshots: Vec<PathBuf>,
 }
 
 /// The last snapshot that this process completed.
@@ -85,11 +92,24 @@ impl fmt::Display for LoadProgress {
     }
 }
 
+/// What a load came to, in numbers.
+#[derive(Clone, Copy, Debug)]
+struct Loaded {
+    /// Entries of the snapshot.
+    entries: u64,
+    /// Frames of the log.
+    replayed: u64,
+    torn_bytes: u64,
+    damages: u64,
+}
+
 /// What snapshot and log had to say.
 struct Found {
     entries: u64,
     recovery: Recovery,
     damaged_snapshots: Vec<PathBuf>,
+    /// Damaged places: of the log, of snapshots, and adopted copies.
+    damages: u64,
     lost: Option<Loss>,
 }
 
@@ -100,18 +120,18 @@ pub(super) fn replay(config: &Config) -> anyhow::Result<String> {
         bail!("wal_mode is off: there is no log to replay; set it to async or sync");
     }
     let home = open_home(config)?;
-    let (data, found) =
+    let (data, loaded) =
         load_with(config, home, Arc::new(Metrics::new()), &LoadProgress::default())?;
-    let (taken, truncated) = data.take_snapshot(None, &|| false)?;
+    let (taken, truncated) = data.take_snapshot(&|| false)?;
     data.close_log()?;
     Ok(format!(
         "replayed {} records of the log over {} entries of the last snapshot; {} bytes of a torn \
-         end cut off, {} damaged places\n\
+         end cut off, {} damaged or missing places\n\
          wrote a snapshot of {} entries ({} bytes) and removed {} segments of the log ({} bytes)",
-        found.recovery.frames,
-        found.entries,
-        found.recovery.torn_bytes,
-        found.recovery.corruptions.len(),
+        loaded.replayed,
+        loaded.entries,
+        loaded.torn_bytes,
+        loaded.damages,
         taken.items,
         taken.bytes,
         truncated.segments,
@@ -139,7 +159,7 @@ fn load_with(
     mut home: Home,
     metrics: Arc<Metrics>,
     progress: &LoadProgress,
-) -> anyhow::Result<(Data, Found)> {
+) -> anyhow::Result<(Data, Loaded)> {
     let began = Instant::now();
     let disk: Arc<dyn Disk> = Arc::new(Os);
     let (cluster_id, seed) = (home.identity().cluster_id, home.identity().hash_seed);
@@ -185,18 +205,18 @@ fn load_with(
         segment_bytes_max,
         metrics,
         home: Mutex::new(home),
-        snapshotting: Mutex::new(()),
+        snapshotting: Mutex::new(None),
         last_snapshot: Mutex::new(None),
     };
-    data.go_on_from(&found)?;
+    let loaded = data.go_on_from(found);
     tracing::info!(
-        snapshot_entries = found.entries,
-        replayed = found.recovery.frames,
-        torn_bytes = found.recovery.torn_bytes,
+        snapshot_entries = loaded.entries,
+        replayed = loaded.replayed,
+        torn_bytes = loaded.torn_bytes,
         took = ?began.elapsed(),
         "data loaded"
     );
-    Ok((data, found))
+    Ok((data, loaded))
 }
 
 /// Loads snapshot and log into `copies`. Writes nothing.
@@ -211,7 +231,7 @@ fn load(
     let lost = home.loss();
     if !home.loads() {
         let recovery = Recovery::default();
-        return Ok(Found { entries: 0, recovery, damaged_snapshots: Vec::new(), lost });
+        return Ok(Found { entries: 0, recovery, damaged_snapshots: Vec::new(), damages: 0, lost });
     }
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let loaded = snapshot::load(
@@ -225,9 +245,11 @@ fn load(
     )?;
     let replay = Replay {
         starts: &loaded.starts,
-        durable: loaded.durable.max(Lsn(home.clean_at())),
-        same_boot: home.same_boot(),
-        expects_log: true,
+        known: wal::Known {
+            durable: loaded.durable.max(Lsn(home.clean_at())),
+            same_boot: home.same_boot(),
+            expects_log: true,
+        },
         threads,
         progress: &progress.log,
     };
@@ -246,16 +268,20 @@ fn load(
         copies.replay(lsn, &frame, &load_copy);
     })?;
     for corruption in &recovery.corruptions {
-        tracing::error!(?corruption, "the log is damaged; what is sound around it is kept");
+        tracing::error!(
+            ?corruption,
+            "part of the log is damaged or missing; what is sound around it is kept"
+        );
     }
     for damage in &loaded.damages {
         tracing::error!(?damage, "the snapshot is damaged; what is sound of it is kept");
     }
-    let corrupt = loaded.lost
-        || !recovery.corruptions.is_empty()
-        || damaged_copies.load(Ordering::Relaxed) > 0;
+    let damaged_copies = damaged_copies.into_inner();
+    let corrupt = loaded.lost || !recovery.corruptions.is_empty() || damaged_copies > 0;
+    let damages = (recovery.corruptions.len() + loaded.damages.len()) as u64 + damaged_copies;
     Ok(Found {
         entries: loaded.entries,
+        damages,
         recovery,
         damaged_snapshots: loaded.damaged(),
         lost: if corrupt { Some(Loss::Corruption) } else { lost },
@@ -263,10 +289,9 @@ fn load(
 }
 
 impl Data {
-    /// Makes good what the load found to be amiss, before anything is served.
-    fn go_on_from(&self, found: &Found) -> anyhow::Result<()> {
-        let corruptions = found.recovery.corruptions.len();
-        self.metrics.wal_corruptions.inc_by(corruptions as u64);
+    /// Says what the load found to be amiss and makes it good, before anything is served.
+    fn go_on_from(&self, found: Found) -> Loaded {
+        self.metrics.wal_corruptions.inc_by(found.damages);
         if let Some(loss) = found.lost.filter(|loss| counts_as_unclean(*loss)) {
             tracing::error!(
                 reason = describe(loss),
@@ -274,12 +299,25 @@ impl Data {
                  goes on with what is left"
             );
         }
-        if corruptions > 0 || !found.damaged_snapshots.is_empty() {
-            // What is sound goes into a fresh snapshot first; only then may the damaged go.
-            self.take_snapshot(Some(found), &|| false)
-                .context("cannot write a fresh snapshot beside damaged files")?;
+        let loaded = Loaded {
+            entries: found.entries,
+            replayed: found.recovery.frames,
+            torn_bytes: found.recovery.torn_bytes,
+            damages: found.damages,
+        };
+        if found.damages > 0 {
+            let (recovery, snapshots) = (found.recovery, found.damaged_snapshots);
+            *self.snapshotting.lock() = Some(Damaged { recovery, snapshots });
+            // What is sound goes into a fresh snapshot first; only then may the damaged go. Until
+            // there is one, each start finds the same damage, and begins another life.
+            if let Err(error) = self.take_snapshot(&|| false) {
+                tracing::error!(
+                    error = super::chain(&error),
+                    "no fresh snapshot beside damaged files; it is tried again while the node serves"
+                );
+            }
         }
-        Ok(())
+        loaded
     }
 
     /// The last snapshot that this process completed.
@@ -291,22 +329,22 @@ impl Data {
     /// the log that is not needed any more. Blocks.
     fn take_snapshot(
         &self,
-        damaged: Option<&Found>,
         give_up: &dyn Fn() -> bool,
     ) -> Result<(Snapshot, Truncated), SnapshotError> {
-        let _one = self.snapshotting.lock();
+        let mut damaged = self.snapshotting.lock();
         let began = Instant::now();
         let wal = self.replica.wal();
         let (next, before) = (wal.next_lsn(), wal.segments());
-        let damaged_snapshots = damaged.map_or(&[][..], |found| &found.damaged_snapshots);
+        let damaged_snapshots = damaged.as_ref().map_or(&[][..], |damaged| &damaged.snapshots);
         let disk = self.disk.clone();
         let finished = self
             .replica
             .snapshot(disk, &self.data_dir, self.cluster_id, damaged_snapshots, give_up)
             .inspect_err(|_| self.metrics.snapshot_failures.inc())?;
-        if let Some(found) = damaged {
-            wal.set_aside(&found.recovery)?;
+        if let Some(damaged) = &*damaged {
+            wal.set_aside(&damaged.recovery)?;
         }
+        *damaged = None;
         wal.truncate_below(finished.needs_from)?;
         let left = wal.segments();
         let gone = before.iter().filter(|segment| !left.iter().any(|s| s.path == segment.path));
@@ -343,7 +381,9 @@ impl Data {
         let wal = self.replica.wal();
         let after =
             self.replica.budget().used().max(SNAPSHOT_AFTER_SEGMENTS * self.segment_bytes_max);
-        wal.mode() != wal::Mode::Off && wal.bytes() > after
+        // One that is under way takes care of what is damaged.
+        let damaged = self.snapshotting.try_lock().is_some_and(|damaged| damaged.is_some());
+        wal.mode() != wal::Mode::Off && (wal.bytes() > after || damaged)
     }
 
     /// Whether the log holds nothing that the last snapshot lacks.
@@ -360,7 +400,7 @@ fn seat_of(home: &Home) -> Seat {
 /// Takes a snapshot on a thread that may block.
 pub(super) async fn snapshot(data: Arc<Data>) -> Result<(Snapshot, Truncated), ActionError> {
     let failed = |source| ActionError::Failed { what: "the snapshot", source };
-    let task = tokio::task::spawn_blocking(move || data.take_snapshot(None, &|| false));
+    let task = tokio::task::spawn_blocking(move || data.take_snapshot(&|| false));
     match task.await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(SnapshotError::Off)) => Err(ActionError::Conflict(
@@ -392,7 +432,7 @@ pub(super) async fn close(data: Arc<Data>, orderly: bool, deadline: Instant) -> 
         let wal = data.replica.wal();
         if orderly && wal.mode() != wal::Mode::Off && !data.snapshot_is_fresh() {
             let late = || Instant::now() >= deadline;
-            if let Err(error) = data.take_snapshot(None, &late) {
+            if let Err(error) = data.take_snapshot(&late) {
                 tracing::warn!(
                     error = super::chain(&error),
                     "no last snapshot; the log has it all"
@@ -431,7 +471,7 @@ fn counts_as_unclean(loss: Loss) -> bool {
 
 fn describe(loss: Loss) -> &'static str {
     match loss {
-        Loss::Corruption => "part of the log or of the snapshot is damaged",
+        Loss::Corruption => "part of the log or of the snapshot is damaged or missing",
         Loss::MachineCrashed => "the machine went down and wal_mode is async",
         Loss::IdentityMissing => "the data directory has data but no identity.json",
         Loss::Newborn | Loss::WalOff => "nothing is missing",

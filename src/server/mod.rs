@@ -32,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sys::signal::Signal::SIGXFSZ;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -40,12 +41,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::config::{Config, HostPort, Loaded, Sources, TlsClientAuth, WhenRemoved};
+use crate::config::{
+    self, Config, HostPort, Loaded, NamedToken, Secret, Secrets, Sources, TlsClientAuth,
+    WhenRemoved,
+};
 use crate::coordinator::Coordinator;
 use crate::logging::{self, Logging};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::process::{self, Notifier, PidFile};
+use crate::tls::{Own, TlsError};
 use crate::wal;
 
 use bring_up::PeerPort;
@@ -138,8 +143,8 @@ async fn serve(
     let api = api::Server::new(
         coordinator.clone(),
         metrics.clone(),
-        api_settings(&loaded.config, connections_max),
-        load_tls(&loaded.config)?,
+        api_settings(&loaded.config, connections_max, &metrics),
+        load_tls(&loaded.config, None)?,
     );
 
     let node = Arc::new(Node {
@@ -147,11 +152,11 @@ async fn serve(
         loaded: Mutex::new(Arc::new(loaded)),
         started,
         client_addr: client_port.local_addr().context("cannot tell bind_addr")?,
-        connections_max,
         metrics: metrics.clone(),
         coordinator: coordinator.clone(),
         api: api.clone(),
         log_level: logging.control(),
+        log_drops: logging.drops(),
         notifier: notifier.clone(),
         loading: LoadProgress::default(),
         nursery: OnceLock::new(),
@@ -163,6 +168,7 @@ async fn serve(
         reload_ok: AtomicBool::new(true),
         refusals_told: Mutex::default(),
         reloading: tokio::sync::Mutex::new(()),
+        reloaded: tokio::sync::Notify::new(),
     });
     let ops_stop = CancellationToken::new();
     let ops_task =
@@ -244,6 +250,7 @@ async fn come_up(
     port: PeerPort,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<(Arc<Data>, Arc<Cluster>)>> {
+    let before = node.config();
     let up = bring_up::bring_up(node.clone(), port);
     tokio::pin!(up);
     let mut pace = tokio::time::interval(START_PACE);
@@ -262,6 +269,7 @@ async fn come_up(
     };
     let _ = node.data.set(data.clone());
     let _ = node.cluster.set(cluster.clone());
+    node.apply_since(&before).await;
     Ok(Some((data, cluster)))
 }
 
@@ -293,6 +301,8 @@ async fn run_until_end(
                 Told::Stop => return Ok(End::Told),
                 Told::Reload => drop(node.reload_now().await),
             },
+            // Also by port 7702.
+            () = node.reloaded.notified() => {}
             removed = &mut removal, if node.removed.get().is_none() => {
                 node.was_removed(removed);
                 tokio::time::sleep(LAST_ANSWERS).await;
@@ -324,6 +334,9 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user_1: Signal,
+    user_2: Signal,
+    _file_too_large: Signal,
 }
 
 impl Signals {
@@ -333,14 +346,24 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
+            // These would end a process that does not listen for them.
+            user_1: listen(SignalKind::user_defined1())?,
+            user_2: listen(SignalKind::user_defined2())?,
+            // The write that it comes with fails, and says why.
+            _file_too_large: listen(SignalKind::from_raw(SIGXFSZ as i32))?,
         })
     }
 
     async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hang_up.recv() => Told::Reload,
+        loop {
+            let name = tokio::select! {
+                _ = self.terminate.recv() => return Told::Stop,
+                _ = self.interrupt.recv() => return Told::Stop,
+                _ = self.hang_up.recv() => return Told::Reload,
+                _ = self.user_1.recv() => "SIGUSR1",
+                _ = self.user_2.recv() => "SIGUSR2",
+            };
+            tracing::info!("{name} means nothing to a node; SIGHUP makes it reload");
         }
     }
 }
@@ -365,13 +388,22 @@ fn resolve(key: &'static str, address: &HostPort) -> anyhow::Result<SocketAddr> 
 fn apply_live(
     node: &Node,
     config: &Config,
+    connections_max: u32,
     tls: Option<api::tls::Material>,
     peer_tls: Option<crate::peer::Tls>,
 ) {
-    node.api.apply(api_settings(config, node.connections_max));
+    node.api.apply(api_settings(config, connections_max, &node.metrics));
     node.api.set_tls(tls);
     node.coordinator.set_write_copies(config.write_copies());
     node.coordinator.set_read_copies(config.read_copies());
+    apply_to_parts(node, config, peer_tls);
+    if let Err(error) = node.log_level.set_level(&config.log_level) {
+        tracing::warn!(%error, "log_level not applied");
+    }
+}
+
+/// The same in the parts that are there once the node has come up.
+fn apply_to_parts(node: &Node, config: &Config, peer_tls: Option<crate::peer::Tls>) {
     if let Some(cluster) = node.cluster.get() {
         let timeouts = (config.suspect_timeout, config.dead_timeout);
         cluster.apply(bring_up::settings(config), bring_up::secrets(config), timeouts);
@@ -380,13 +412,13 @@ fn apply_live(
     if let Some(data) = node.data.get() {
         data.replica.budget().configure(&store_config(config));
     }
-    if let Err(error) = node.log_level.set_level(&config.log_level) {
-        tracing::warn!(%error, "log_level not applied");
-    }
 }
 
-/// Certificates and keys, if TLS is on.
-fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::TlsError> {
+/// Certificates and keys, if TLS is on. `in_force`: the certificate shown at present.
+fn load_tls(
+    config: &Config,
+    in_force: Option<&Own>,
+) -> Result<Option<api::tls::Material>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -396,11 +428,15 @@ fn load_tls(config: &Config) -> Result<Option<api::tls::Material>, api::tls::Tls
         TlsClientAuth::None => api::tls::ClientAuth::None,
         TlsClientAuth::Required => api::tls::ClientAuth::Required,
     };
-    api::tls::Material::load(cert, key, config.tls_ca_file.as_deref(), client_auth).map(Some)
+    let ca = config.tls_ca_file.as_deref();
+    api::tls::Material::load(cert, key, ca, client_auth, in_force).map(Some)
 }
 
 /// The same between nodes, where all need a certificate and an authority.
-fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls::TlsError> {
+fn load_peer_tls(
+    config: &Config,
+    in_force: Option<&Own>,
+) -> Result<Option<crate::peer::Tls>, TlsError> {
     let (true, Some(cert), Some(key)) =
         (config.tls_enabled, &config.tls_cert_file, &config.tls_key_file)
     else {
@@ -410,23 +446,45 @@ fn load_peer_tls(config: &Config) -> Result<Option<crate::peer::Tls>, crate::tls
         tracing::warn!("tls_ca_file is not set: connections between nodes go without TLS");
         return Ok(None);
     };
-    crate::peer::Tls::load(cert, key, ca).map(Some)
+    crate::peer::Tls::load(cert, key, ca, in_force).map(Some)
 }
 
-fn api_settings(config: &Config, connections_max: u32) -> api::Settings {
+/// What the client API is to go by, with as many connections as the limit of open files allows.
+fn api_settings(config: &Config, connections_max: u32, metrics: &Metrics) -> api::Settings {
     api::Settings {
-        tokens: tokens(config),
+        tokens: tokens(config, metrics),
+        sites: sites(config),
         rate: rate(config.rate_limit, config.rate_burst),
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
-        max_conns: config.max_conns.min(connections_max) as usize,
+        max_conns: connections_max as usize,
         max_key_bytes: config.max_key_bytes as usize,
         max_value_bytes: config.max_value_bytes as usize,
     }
 }
 
-fn tokens(config: &Config) -> api::Tokens {
-    api::Tokens::new(config.auth_token.iter().map(|secret| secret.expose()))
+fn tokens(config: &Config, metrics: &Metrics) -> api::Tokens {
+    let holder = |name: &str, secrets: &Secrets, rights| {
+        let tokens = secrets.iter().map(Secret::expose);
+        api::Holder::new(name, tokens, rights, metrics.of_token(name))
+    };
+    let named = config.auth_tokens.iter().map(|token| {
+        let NamedToken { name, verbs, prefixes, rate: per_second, secrets, .. } = token;
+        let (verbs, prefixes) = (verbs.clone(), prefixes.clone());
+        let rights = api::Rights { verbs, prefixes, rate: rate(*per_second, *per_second) };
+        holder(name, secrets, Some(rights))
+    });
+    named.chain([holder(config::EVERYTHING, &config.auth_token, None)]).collect()
+}
+
+/// The names that the configuration gives the node are its own; no web page can make them up.
+fn sites(config: &Config) -> api::Sites {
+    let addresses = [Some(&config.bind_addr), Some(&config.health_addr)]
+        .into_iter()
+        .chain([config.client_advertise_addr.as_ref()]);
+    let own = addresses.flatten().map(|address| address.host().to_owned());
+    let own = own.chain([config.node_id.clone()]).filter(|name| !name.is_empty());
+    api::Sites::new(own.chain(config.allowed_hosts.clone()), config.allowed_origins.clone())
 }
 
 fn rate(per_second: u32, burst: u32) -> Option<api::Rate> {

@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 use crate::api;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
-use crate::logging::LevelControl;
+use crate::entry::Timestamp;
+use crate::logging::{Drops, LevelControl};
 use crate::metrics::{Metrics, Readings};
 use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
 use crate::peer::Refusal;
-use crate::process::{Notifier, ReloadReport};
+use crate::process::{self, Notifier, ReloadReport};
 
 use super::apply_live;
 use super::cluster::Cluster;
@@ -30,12 +31,11 @@ pub(super) struct Node {
     pub(super) loaded: Mutex<Arc<Loaded>>,
     pub(super) started: Instant,
     pub(super) client_addr: SocketAddr,
-    /// Connections that the limit of open files allows.
-    pub(super) connections_max: u32,
     pub(super) metrics: Arc<Metrics>,
     pub(super) coordinator: Coordinator,
     pub(super) api: api::Server,
     pub(super) log_level: LevelControl,
+    pub(super) log_drops: Drops,
     pub(super) notifier: Notifier,
     pub(super) loading: LoadProgress,
     /// Set while this node is being born.
@@ -55,6 +55,8 @@ pub(super) struct Node {
     pub(super) refusals_told: Mutex<BTreeMap<Refusal, u64>>,
     /// One reload at a time.
     pub(super) reloading: tokio::sync::Mutex<()>,
+    /// For whoever goes by the configuration and waits for something else.
+    pub(super) reloaded: tokio::sync::Notify,
 }
 
 impl Node {
@@ -126,10 +128,10 @@ impl Node {
     }
 
     fn readings(&self, config: &Loaded) -> Readings {
-        let certificate = self.api.tls_not_after();
+        let certificate = self.api.certificate().map(|own| own.not_after());
         let mut readings = Readings {
             active_connections: self.api.active_connections() as u64,
-            max_connections: u64::from(self.connections_max.min(config.config.max_conns)),
+            max_connections: self.api.settings().max_conns as u64,
             cluster_members: 1,
             cluster_members_expected: 1,
             serving: self.coordinator.phase() == coordinator::Phase::Serving
@@ -142,6 +144,9 @@ impl Node {
             cache_max_bytes: config.config.memory_bytes_max(),
             ..Readings::default()
         };
+        for (to, lines) in self.log_drops.take() {
+            self.metrics.log_dropped(to, lines);
+        }
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
             readings.cache_size_bytes = budget.used();
@@ -207,6 +212,23 @@ impl Node {
         outcome
     }
 
+    /// Has the parts that came up meanwhile go by the configuration in force, if a reload has changed
+    /// it since `before`, by which they came up.
+    pub(super) async fn apply_since(&self, before: &Arc<Loaded>) {
+        let _one = self.reloading.lock().await;
+        let now = self.config();
+        if !Arc::ptr_eq(before, &now) {
+            let in_force = self.api.certificate();
+            match super::load_peer_tls(&now.config, in_force.as_ref()) {
+                Ok(peer_tls) => super::apply_to_parts(self, &now.config, peer_tls),
+                Err(error) => tracing::warn!(
+                    %error,
+                    "what was reloaded during the start does not hold between nodes; reload again"
+                ),
+            }
+        }
+    }
+
     fn apply_again(&self) -> Result<Reloaded, ActionError> {
         let old = self.config();
         let refused = |problems: Vec<String>| ActionError::Refused { problems };
@@ -215,12 +237,24 @@ impl Node {
             .reload(&old)
             .map_err(|problems| refused(problems.0.iter().map(ToString::to_string).collect()))?;
         let bad = |error: crate::tls::TlsError| refused(vec![super::chain(&error)]);
-        let tls = super::load_tls(&reloaded.new.config).map_err(bad)?;
-        let peer_tls = super::load_peer_tls(&reloaded.new.config).map_err(bad)?;
-        let warnings = reloaded.new.warnings.iter().map(ToString::to_string).collect();
+        let in_force = self.api.certificate();
+        let tls = super::load_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
+        let peer_tls =
+            super::load_peer_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
+        let mut warnings: Vec<_> = reloaded.new.warnings.iter().map(ToString::to_string).collect();
         let new = Arc::new(reloaded.new);
-        apply_live(self, &new.config, tls, peer_tls);
+        let files = process::open_files(new.config.max_conns);
+        let files = files.map_err(|source| ActionError::Failed {
+            what: "reading the limit of open files",
+            source: Box::new(source),
+        })?;
+        warnings.extend(files.warning);
+        if tls.as_ref().is_some_and(|tls| tls.own().not_after() < Timestamp::now()) {
+            warnings.push("tls_cert_file: the certificate has expired; renew it".to_owned());
+        }
+        apply_live(self, &new.config, files.connections, tls, peer_tls);
         *self.loaded.lock() = new;
+        self.reloaded.notify_one();
         let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
         Ok(Reloaded {
             applied: names(reloaded.applied),
@@ -300,7 +334,11 @@ impl ops::Node for Node {
     }
 
     fn tokens(&self) -> Arc<api::Tokens> {
-        Arc::new(super::tokens(&Node::config(self).config))
+        Arc::new(super::tokens(&Node::config(self).config, &self.metrics))
+    }
+
+    fn sites(&self) -> Arc<api::Sites> {
+        Arc::new(super::sites(&Node::config(self).config))
     }
 
     async fn reload(&self) -> Result<Reloaded, ActionError> {
@@ -331,10 +369,9 @@ impl ops::Node for Node {
     }
 
     fn set_rate_limit(&self, limit: RateLimit) {
-        let loaded = Node::config(self);
-        let mut settings = super::api_settings(&loaded.config, self.connections_max);
-        settings.rate =
-            limit.and_then(|per_second| super::rate(per_second.get(), loaded.config.rate_burst));
+        let burst = Node::config(self).config.rate_burst;
+        let mut settings = (*self.api.settings()).clone();
+        settings.rate = limit.and_then(|per_second| super::rate(per_second.get(), burst));
         self.api.apply(settings);
     }
 

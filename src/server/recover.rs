@@ -14,10 +14,12 @@ use futures_util::FutureExt as _;
 use tokio::sync::watch;
 
 use crate::consensus::{self, Consensus};
-use crate::disk::Os;
 use crate::disk::home::{self, Home};
+use crate::disk::{Os, remove_if_there};
 use crate::entry::ShardId;
-use crate::topology::{Change, Command, Configuration, Member, NodeId, Outcome, Seat, Topology};
+use crate::topology::{
+    Change, Cluster, Command, Configuration, Member, NodeId, Outcome, Seat, Topology,
+};
 
 use super::bring_up::TOPOLOGY_FILE;
 
@@ -80,9 +82,34 @@ async fn found_anew(
         bail!("{} does not know this node as a member", path.display());
     };
     let me = topology.next_node();
+    // Founded beside the old one, and put in its place when it is whole.
+    let draft = path.with_extension("redb.new");
+    remove_if_there(&Os, &draft).with_context(|| format!("cannot remove {}", draft.display()))?;
+    let founded = found_at(&draft, me, &topology, (cluster, member), identity).await;
+    founded.inspect_err(|_| {
+        // The first error tells more; the next attempt removes it.
+        let _ = std::fs::remove_file(&draft);
+    })?;
     let kept = path.with_extension(format!("redb.before-node-{me}"));
-    std::fs::rename(path, &kept).with_context(|| format!("cannot rename {}", path.display()))?;
-    let new = open(path, me, name, true).await?;
+    // It is there only if an attempt was interrupted right here: the same file by another name.
+    let replaced = remove_if_there(&Os, &kept)
+        .and_then(|()| std::fs::hard_link(path, &kept))
+        .and_then(|()| std::fs::rename(&draft, path));
+    replaced
+        .with_context(|| format!("cannot put a new file in the place of {}", path.display()))?;
+    let struck_off = others(&topology, node);
+    Ok((Recovered { name: name.clone(), struck_off, kept }, me))
+}
+
+/// Makes the new topology's file.
+async fn found_at(
+    path: &Path,
+    me: NodeId,
+    topology: &Topology,
+    (cluster, member): (Cluster, &Member),
+    identity: &home::Identity,
+) -> anyhow::Result<()> {
+    let new = open(path, me, &identity.node_id, true).await?;
     let epoch = topology.shards.iter().map(|shard| shard.epoch).max().unwrap_or(0) + EPOCH_LEAP;
     let mut about = member.about.clone();
     about.life = identity.incarnation;
@@ -93,8 +120,7 @@ async fn found_anew(
         bail!("the shards could not be declared this node's: {declared:?}");
     }
     new.shutdown().await;
-    let struck_off = others(&topology, node);
-    Ok((Recovered { name: name.clone(), struck_off, kept }, me))
+    Ok(())
 }
 
 /// Every shard is this node's, whatever may be missing.

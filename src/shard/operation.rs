@@ -24,7 +24,7 @@ pub enum Ttl {
 }
 
 /// What must hold for a write to happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Condition {
     /// Nothing.
     Always,
@@ -34,6 +34,24 @@ pub enum Condition {
     Present,
     /// The live value has this version (`If-Match: "v"`).
     Is(Version),
+    /// The live value has one of these versions; of none, the condition never holds.
+    OneOf(Vec<Version>),
+    /// There is no live value with one of these versions (`If-None-Match: "v"`).
+    NoneOf(Vec<Version>),
+}
+
+impl Condition {
+    /// Whether it holds while the live value, if there is one, has the version `live`.
+    pub fn holds(&self, live: Option<Version>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Absent => live.is_none(),
+            Self::Present => live.is_some(),
+            Self::Is(version) => live == Some(*version),
+            Self::OneOf(versions) => live.is_some_and(|live| versions.contains(&live)),
+            Self::NoneOf(versions) => live.is_none_or(|live| !versions.contains(&live)),
+        }
+    }
 }
 
 /// A write, as asked for.
@@ -89,14 +107,9 @@ impl Operation {
         live: Option<Live<'_>>,
         now: Timestamp,
     ) -> (Effect, Verdict) {
-        let holds = match condition {
-            Condition::Always => true,
-            Condition::Absent => live.is_none(),
-            Condition::Present => live.is_some(),
-            Condition::Is(version) => live.is_some_and(|l| l.version == version),
-        };
-        if !holds {
-            return (Effect::None, Verdict::ConditionFailed(live.map(|l| l.version)));
+        let present = live.map(|l| l.version);
+        if !condition.holds(present) {
+            return (Effect::None, Verdict::ConditionFailed(present));
         }
         match self {
             Self::Put { value, content_type, ttl } => {
@@ -175,6 +188,10 @@ mod tests {
         assert_eq!(refused(Condition::Is(Version(76)), live(b"x")), failed(Some(Version(77))));
         assert_eq!(refused(Condition::Is(Version(77)), None), failed(None));
         assert_eq!(refused(Condition::Present, None), failed(None));
+        let (these, none) = (vec![Version(7), Version(77)], Vec::new());
+        assert_eq!(refused(Condition::OneOf(these.clone()), None), failed(None));
+        assert_eq!(refused(Condition::OneOf(none), live(b"x")), failed(Some(Version(77))));
+        assert_eq!(refused(Condition::NoneOf(these), live(b"x")), failed(Some(Version(77))));
     }
 
     #[test]
@@ -183,6 +200,10 @@ mod tests {
         assert_eq!(verdict(Condition::Absent, None), Verdict::Created);
         assert_eq!(verdict(Condition::Is(Version(77)), live(b"x")), Verdict::Replaced);
         assert_eq!(verdict(Condition::Present, live(b"x")), Verdict::Replaced);
+        let these = vec![Version(7), Version(77)];
+        assert_eq!(verdict(Condition::OneOf(these.clone()), live(b"x")), Verdict::Replaced);
+        assert_eq!(verdict(Condition::NoneOf(these), None), Verdict::Created);
+        assert_eq!(verdict(Condition::NoneOf(vec![Version(7)]), live(b"x")), Verdict::Replaced);
     }
 
     #[test]

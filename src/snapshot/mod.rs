@@ -19,7 +19,7 @@ mod load;
 mod writer;
 
 pub use load::{Damage, Loaded, load, load_copy, verify};
-pub use writer::{Finished, Writer};
+pub use writer::{Finished, Writer, check_room};
 
 const PREFIX: &str = "snapshot-";
 
@@ -90,6 +90,16 @@ pub enum Error {
         path: PathBuf,
         /// What the disk said.
         source: Arc<io::Error>,
+    },
+    /// There is not enough room on the disk. Nothing is left of what was begun.
+    #[error("{dir} has {free} bytes free, and {needed} are needed; make room there", dir = dir.display())]
+    NoRoom {
+        /// The directory.
+        dir: PathBuf,
+        /// How many bytes may be written there.
+        free: u64,
+        /// How many there must be.
+        needed: u64,
     },
     /// It belongs to another cluster.
     #[error("{path} belongs to cluster {found:032x}, not to {expected:032x}; give this node the directory it had before, or an empty one", path = path.display())]

@@ -1,13 +1,12 @@
 //! Writing a snapshot, shard by shard, in the background.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{BLOCK_HEADER_BYTES, Kind, Line, MAGIC, put_entry, put_index, put_kept, seal};
 use super::{Entry, Error, Kept, ShardState, path_in, snapshots};
-use crate::disk::{Disk, File};
-use crate::wal::{FORMAT_VERSION, HEADER_BYTES, Header, Lsn};
+use crate::disk::{Disk, File, remove_if_there};
+use crate::wal::{FORMAT_VERSION, Header, Lsn};
 
 /// A block is written when it has this many bytes.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -16,8 +15,12 @@ const BLOCK_BYTES: usize = 128 << 10;
 /// not wait behind a whole snapshot.
 const SYNC_BYTES: u64 = 8 << 20;
 
-/// A snapshot being written. Dropped before [`Writer::finish`], it leaves a file that the next one
-/// replaces. All calls block.
+/// So much room is left on the disk, in bytes: to the log, which must go on whatever becomes of a
+/// snapshot.
+const ROOM_LEFT_BYTES: u64 = SYNC_BYTES;
+
+/// A snapshot being written. Dropped before [`Writer::finish`], it leaves nothing behind. All calls
+/// block.
 #[derive(Debug)]
 pub struct Writer {
     disk: Arc<dyn Disk>,
@@ -30,6 +33,18 @@ pub struct Writer {
     block: Vec<u8>,
     kind: Kind,
     count: u32,
+    is_finished: bool,
+}
+
+/// Sees whether `dir` has room for `bytes`, and for what is left to the log.
+///
+/// # Errors
+/// [`Error::NoRoom`].
+pub fn check_room(disk: &dyn Disk, dir: &Path, bytes: u64) -> Result<(), Error> {
+    // A disk that does not say how much room it has is no reason to do without.
+    let free = disk.room(dir).unwrap_or(u64::MAX);
+    let needed = bytes.saturating_add(ROOM_LEFT_BYTES);
+    if free < needed { Err(Error::NoRoom { dir: dir.to_owned(), free, needed }) } else { Ok(()) }
 }
 
 /// A snapshot that is complete and durable.
@@ -80,6 +95,7 @@ impl Writer {
         self.write(&index)?;
         self.file.sync_data().map_err(Error::disk("sync", &self.path))?;
         self.disk.rename(&self.path, path).map_err(Error::disk("rename", &self.path))?;
+        self.is_finished = true;
         self.sync_dir()
     }
 
@@ -90,28 +106,26 @@ impl Writer {
         cluster_id: u128,
         next: Lsn,
     ) -> Result<Self, Error> {
+        check_room(&*disk, dir, 0)?;
         let path = dir.join(name);
-        match disk.remove(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::disk("remove", &path)(e));
-            }
-            _ => {}
-        }
-        let header = Header { version: FORMAT_VERSION, cluster_id, lsn: next }.encode(MAGIC);
+        remove_if_there(&*disk, &path).map_err(Error::disk("remove", &path))?;
         let file = disk.create(&path).map_err(Error::disk("create", &path))?;
-        file.write_all_at(&header, 0).map_err(Error::disk("write", &path))?;
-        Ok(Self {
+        let mut writer = Self {
             disk,
             dir: dir.to_owned(),
             path,
             file,
-            offset: HEADER_BYTES as u64,
+            offset: 0,
             synced: 0,
             lines: Vec::new(),
             block: vec![0; BLOCK_HEADER_BYTES],
             kind: Kind::Entries,
             count: 0,
-        })
+            is_finished: false,
+        };
+        let header = Header { version: FORMAT_VERSION, cluster_id, lsn: next }.encode(MAGIC);
+        writer.write(&header)?;
+        Ok(writer)
     }
 
     /// Begins the next shard; what follows is its own.
@@ -173,6 +187,7 @@ impl Writer {
             self.set_aside(&path)?;
         }
         self.disk.rename(&self.path, &path).map_err(Error::disk("rename", &self.path))?;
+        self.is_finished = true;
         self.sync_dir()?;
         for (_, older) in snapshots(&*self.disk, &self.dir)? {
             if damaged.contains(&older) && older != path {
@@ -241,7 +256,17 @@ impl Writer {
         if self.offset - self.synced >= SYNC_BYTES {
             self.file.sync_data().map_err(Error::disk("sync", &self.path))?;
             self.synced = self.offset;
+            check_room(&*self.disk, &self.dir, 0)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // What cannot be removed now, the next start removes.
+            let _ = self.disk.remove(&self.path);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use super::{Error, Lsn, Mode};
+use super::{Error, Lsn, Mode, mark};
 
 /// Frames that nobody waits for are written and synced this often, so that none is older than a
 /// second before it is on the disk.
@@ -45,9 +45,18 @@ impl Committer {
             let began = Instant::now();
             unsynced.file.sync_data().map_err(Error::disk("sync", unsynced.path))?;
             (self.shared.config.on_fsync)(began.elapsed());
+            self.shared.mark_durable(unsynced.last)?;
             self.shared.publish(unsynced.last);
         }
         if unsynced.full { self.shared.rotate() } else { Ok(()) }
+    }
+
+    /// Makes durable what the mark says of the log.
+    ///
+    /// # Errors
+    /// As [`Committer::step`].
+    pub fn sync_mark(&mut self) -> Result<(), Error> {
+        self.shared.sync_mark()
     }
 
     /// Ends a log that has no thread: a last round, then the allocated room is cut off.
@@ -61,6 +70,7 @@ impl Committer {
 
     pub(super) fn spawn(mut self) -> io::Result<JoinHandle<()>> {
         let run = move || {
+            let mut marked = Instant::now();
             loop {
                 let last = self.shared.wait(FSYNC_INTERVAL);
                 // Whoever waits has been told of the error; there is nothing left to do here.
@@ -70,6 +80,12 @@ impl Committer {
                 if last {
                     let _ = self.finish();
                     return;
+                }
+                if marked.elapsed() >= mark::SYNC_INTERVAL {
+                    if self.sync_mark().is_err() {
+                        return;
+                    }
+                    marked = Instant::now();
                 }
             }
         };

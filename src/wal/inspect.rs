@@ -6,8 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::frame::Frame;
-use super::reader::{Rules, walk};
-use super::segment::segments;
+use super::reader::{Known, Log};
 use super::{Corruption, Damage, Error, Location, Lsn};
 use crate::disk::Disk;
 
@@ -39,6 +38,8 @@ pub struct Verified {
     pub frames: u64,
     /// The first and the last sound frame.
     pub range: Option<(Lsn, Lsn)>,
+    /// All frames up to this one are known to have been there; `Lsn(0)` if nothing is known.
+    pub durable: Lsn,
     /// Bytes of a torn tail, which the next start will cut off.
     pub torn_bytes: u64,
     /// What is damaged or missing. The log is sound if there is none.
@@ -52,19 +53,15 @@ pub struct Verified {
 pub fn inspect(
     disk: &dyn Disk,
     location: &Location,
+    known: Known,
     each: &mut dyn FnMut(Seen<'_>) -> ControlFlow<()>,
 ) -> Result<Verified, Error> {
-    let segments = segments(disk, &location.dir)?;
+    let log = Log::find(disk, location)?;
     let mut frames = 0;
     let mut range: Option<(Lsn, Lsn)> = None;
     let mut unreadable = Vec::new();
-    let rules = Rules {
-        earliest: segments.first().map_or(Lsn(1), |segment| segment.first),
-        durable: Lsn(0),
-        same_boot: false,
-        expects_log: false,
-    };
-    let walked = walk(disk, location, &segments, rules, &mut |found| {
+    let earliest = log.segments.first().map_or(Lsn(known.durable.0 + 1), |segment| segment.first);
+    let walked = log.walk(earliest, known, &mut |found| {
         let (lsn, bytes) = (found.header.lsn, found.header.frame_bytes());
         let mut body = Bytes::copy_from_slice(found.body);
         let Ok(frame) = Frame::get(found.header.kind, found.header.shard, &mut body) else {
@@ -87,10 +84,11 @@ pub fn inspect(
     let mut corruptions = walked.corruptions;
     corruptions.append(&mut unreadable);
     Ok(Verified {
-        segments: segments.len(),
-        bytes: segments.iter().map(|segment| segment.bytes).sum(),
+        segments: log.segments.len(),
+        bytes: log.segments.iter().map(|segment| segment.bytes).sum(),
         frames,
         range,
+        durable: walked.durable,
         torn_bytes: walked.torn_bytes,
         corruptions,
     })
@@ -100,6 +98,6 @@ pub fn inspect(
 ///
 /// # Errors
 /// As [`inspect`].
-pub fn verify(disk: &dyn Disk, location: &Location) -> Result<Verified, Error> {
-    inspect(disk, location, &mut |_| ControlFlow::Continue(()))
+pub fn verify(disk: &dyn Disk, location: &Location, known: Known) -> Result<Verified, Error> {
+    inspect(disk, location, known, &mut |_| ControlFlow::Continue(()))
 }

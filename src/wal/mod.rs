@@ -2,8 +2,9 @@
 //!
 //! Invariant: in mode `sync` a settled frame is on the disk, in mode `async` it is with the
 //! kernel; whatever recovery hands over is, bit for bit, what was once written. A batch is written
-//! only when what the mode owes the one before is done. It never applies a record, never retries a
-//! sync, and never cuts a log in its middle.
+//! only when what the mode owes the one before is done. What a sync covered is known to have been
+//! there, by the mark beside the segments. It never applies a record, never retries a sync, and
+//! never cuts a log in its middle.
 //!
 //! The way of a write: [`Writer::append`] under the shard's lock, then, without the lock,
 //! [`Writer::settle`]. The way back: [`recover`], then [`Writer::start`].
@@ -23,6 +24,7 @@ mod committer;
 mod delay;
 mod frame;
 mod inspect;
+mod mark;
 mod reader;
 mod recovery;
 mod segment;
@@ -33,7 +35,7 @@ mod writer;
 pub use committer::{Committer, FSYNC_INTERVAL};
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameError, KeyState};
 pub use inspect::{Seen, Verified, inspect, verify};
-pub use reader::{Corruption, Damage};
+pub use reader::{Corruption, Damage, Known};
 pub use recovery::{Progress, Recovery, Replay, recover};
 pub use segment::{FORMAT_VERSION, Segment, segments};
 pub use writer::{BACKLOG_BYTES_MAX, Writer};

@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, checksum};
-use super::segment::{HEADER_BYTES, Segment, salt};
+use super::mark::{self, Mark};
+use super::segment::{HEADER_BYTES, Segment, salt, segments};
 use super::{Error, Location, Lsn};
 use crate::disk::{Disk, File};
 
@@ -61,19 +62,29 @@ pub enum Damage {
     Missing,
     /// A segment begins before the one before it ends.
     Overlap,
+    /// The mark does not verify: whether anything is missing at the log's end cannot be told.
+    Mark,
 }
 
 /// What the caller knows of the log that is read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
-    /// Frames below are not needed; segments that hold no others are not read.
-    pub(super) earliest: Lsn,
-    /// All frames up to this one were durable.
-    pub(super) durable: Lsn,
+pub struct Known {
+    /// All frames up to this one are known to have been durable: the newest snapshot's, or those of
+    /// a stop in order. `Lsn(0)` if nothing is known.
+    pub durable: Lsn,
     /// The machine has not been down since the log was written.
-    pub(super) same_boot: bool,
-    /// There must be a log.
-    pub(super) expects_log: bool,
+    pub same_boot: bool,
+    /// The last run kept a log: if none is there, it is lost.
+    pub expects_log: bool,
+}
+
+/// A log as it is found: its mark and its segments.
+#[derive(Debug)]
+pub(super) struct Log<'a> {
+    disk: &'a dyn Disk,
+    location: &'a Location,
+    mark: mark::Seen,
+    pub(super) segments: Vec<Segment>,
 }
 
 /// A frame that has verified.
@@ -90,6 +101,8 @@ pub(super) struct Found<'a> {
 pub(super) struct Walked {
     /// The number after the last frame, lost or found.
     pub(super) next: Lsn,
+    /// All up to this one are known to have been there.
+    pub(super) durable: Lsn,
     /// The length at which the last segment's sound part ends.
     pub(super) tail_bytes: u64,
     /// Bytes of the torn tail.
@@ -97,57 +110,93 @@ pub(super) struct Walked {
     pub(super) corruptions: Vec<Corruption>,
 }
 
-/// Walks through a log, handing over each frame that verifies, in order.
-///
-/// # Errors
-/// [`Error`] when the disk fails, or the log is not this cluster's or not this AegisKV's.
-pub(super) fn walk(
-    disk: &dyn Disk,
-    location: &Location,
-    segments: &[Segment],
-    rules: Rules,
-    each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
-) -> Result<Walked, Error> {
-    let later = segments.iter().skip(1);
-    let skipped = later.take_while(|segment| segment.first <= rules.earliest).count();
-    let needed = &segments[skipped..];
-    let mut walk = Walk {
-        disk,
-        location,
-        rules,
-        salt: salt(location.seed),
-        expected: rules.earliest,
-        walked: Walked {
-            next: rules.earliest,
-            tail_bytes: 0,
-            torn_bytes: 0,
-            corruptions: Vec::new(),
-        },
-    };
-    if let Some(first) = needed.first() {
-        // What is below `earliest` in it is read along, for its order.
-        walk.expected = walk.expected.min(first.first);
-    } else if rules.expects_log {
-        walk.missing(rules.earliest, rules.durable.max(rules.earliest));
+impl<'a> Log<'a> {
+    /// Looks what there is. The mark is read first: if the log is written meanwhile, it is longer
+    /// than its mark, never shorter.
+    ///
+    /// # Errors
+    /// [`Error`] when the disk fails, or the mark is another cluster's or of a newer format.
+    pub(super) fn find(disk: &'a dyn Disk, location: &'a Location) -> Result<Self, Error> {
+        let mark = Mark::read(disk, location)?;
+        let segments = segments(disk, &location.dir)?;
+        Ok(Self { disk, location, mark, segments })
     }
-    for (i, segment) in needed.iter().enumerate() {
-        let following = needed.get(i + 1).map(|next| next.first);
-        if walk.segment(segment, following, each)?.is_break() {
-            break;
+
+    /// The last frame that the mark knows to have been there; `Lsn(0)` if it knows of none.
+    fn marked(&self, same_boot: bool) -> Result<Lsn, Error> {
+        let mark::Seen::Sound(mark) = self.mark else { return Ok(Lsn(0)) };
+        let is_begun = match self.segments.last() {
+            Some(last) if last.first == mark.segment => {
+                let mut window = Window::open(self.disk, last)?;
+                let header = window.view(0, HEADER_BYTES)?;
+                last.check_header(header, self.location.cluster_id)?
+            }
+            // Of a segment before the last the next one tells.
+            last => last.map_or(Lsn(0), |last| last.first) >= mark.segment,
+        };
+        Ok(mark.reaches(same_boot, is_begun))
+    }
+
+    /// Walks through it, handing over each frame that verifies, in order. Frames below `earliest`
+    /// are not needed; segments that hold no others are not read.
+    ///
+    /// # Errors
+    /// [`Error`] when the disk fails, or the log is not this cluster's or not this AegisKV's.
+    pub(super) fn walk(
+        &self,
+        earliest: Lsn,
+        known: Known,
+        each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
+    ) -> Result<Walked, Error> {
+        let known = Known { durable: known.durable.max(self.marked(known.same_boot)?), ..known };
+        let later = self.segments.iter().skip(1);
+        let skipped = later.take_while(|segment| segment.first <= earliest).count();
+        let needed = &self.segments[skipped..];
+        let mut walk = Walk {
+            disk: self.disk,
+            location: self.location,
+            known,
+            earliest,
+            salt: salt(self.location.seed),
+            expected: earliest,
+            walked: Walked {
+                next: earliest,
+                durable: known.durable,
+                tail_bytes: 0,
+                torn_bytes: 0,
+                corruptions: Vec::new(),
+            },
+        };
+        if let Some(first) = needed.first() {
+            // What is below `earliest` in it is read along, for its order.
+            walk.expected = walk.expected.min(first.first);
+        } else if known.expects_log {
+            walk.missing(earliest, known.durable.max(earliest));
         }
+        for (i, segment) in needed.iter().enumerate() {
+            let following = needed.get(i + 1).map(|next| next.first);
+            if walk.segment(segment, following, each)?.is_break() {
+                break;
+            }
+        }
+        if needed.is_empty() {
+            walk.expected = walk.expected.max(Lsn(1));
+        }
+        walk.missing(walk.expected, known.durable);
+        walk.walked.next = walk.expected.max(Lsn(known.durable.0 + 1)).max(earliest);
+        if self.mark == mark::Seen::Damaged {
+            walk.unknown_end();
+        }
+        Ok(walk.walked)
     }
-    if needed.is_empty() {
-        walk.expected = walk.expected.max(Lsn(1));
-    }
-    walk.missing(walk.expected, rules.durable);
-    walk.walked.next = walk.expected.max(Lsn(rules.durable.0 + 1)).max(rules.earliest);
-    Ok(walk.walked)
 }
 
 struct Walk<'a> {
     disk: &'a dyn Disk,
     location: &'a Location,
-    rules: Rules,
+    known: Known,
+    /// Frames below are not needed.
+    earliest: Lsn,
     salt: u32,
     expected: Lsn,
     walked: Walked,
@@ -176,6 +225,18 @@ impl Walk<'_> {
                 to: Some(to),
             });
         }
+    }
+
+    /// Notes that the mark does not say how far the log went.
+    fn unknown_end(&mut self) {
+        self.walked.corruptions.push(Corruption {
+            damage: Damage::Mark,
+            segment: None,
+            offset: 0,
+            bytes: 0,
+            from: self.walked.next,
+            to: None,
+        });
     }
 
     fn segment(
@@ -241,13 +302,12 @@ impl Walk<'_> {
     ) -> Result<(), Error> {
         let next = match self.frame_at(window, end)? {
             Some(header) => Some(header.lsn),
-            None if self.rules.durable >= self.expected && following.is_none() => {
-                Some(Lsn(self.rules.durable.0 + 1))
+            None if self.known.durable >= self.expected && following.is_none() => {
+                Some(Lsn(self.known.durable.0 + 1))
             }
             None => following,
         };
-        let earliest = self.rules.earliest;
-        let needed = self.expected >= earliest || next.is_none_or(|next| next > earliest);
+        let needed = self.expected >= self.earliest || next.is_none_or(|next| next > self.earliest);
         if needed {
             self.walked.corruptions.push(Corruption {
                 damage,
@@ -290,7 +350,7 @@ impl Walk<'_> {
             // A segment that just ends is no damage; what should follow is missed where it is not.
             let ended = bytes == 0 && damage == Damage::Frame;
             let relied_on = following.is_some()
-                || self.expected <= self.rules.durable
+                || self.expected <= self.known.durable
                 || damage == Damage::Overlap;
             return Ok(if ended || !relied_on {
                 Judgement::Torn { bytes }
@@ -300,8 +360,8 @@ impl Walk<'_> {
         };
         let mut proven = damage != Damage::Frame
             || following.is_some()
-            || self.rules.same_boot
-            || self.expected <= self.rules.durable
+            || self.known.same_boot
+            || self.expected <= self.known.durable
             || header.durable >= self.expected;
         let mut at = resume + header.frame_bytes() as u64;
         while !proven {

@@ -12,8 +12,8 @@ use std::thread;
 use bytes::Bytes;
 
 use super::frame::{FrameHeader, Kind};
-use super::reader::{Found, Rules, walk};
-use super::segment::{HEADER_BYTES, segments};
+use super::reader::{Found, Known, Log};
+use super::segment::HEADER_BYTES;
 use super::{Corruption, Damage, Error, Frame, Location, Lsn, Segment};
 use crate::disk::Disk;
 use crate::entry::ShardId;
@@ -39,13 +39,8 @@ pub struct Replay<'a> {
     /// For each shard the first frame that its snapshot may lack; `Lsn(1)` for each without a
     /// snapshot. As long as the cluster has shards.
     pub starts: &'a [Lsn],
-    /// All frames up to this one are known to have been durable: the snapshot's, or the clean
-    /// shutdown's. `Lsn(0)` if nothing is known.
-    pub durable: Lsn,
-    /// The machine has not been down since the log was written.
-    pub same_boot: bool,
-    /// The last run kept a log: if none is there, it is lost.
-    pub expects_log: bool,
+    /// What is known of it beside.
+    pub known: Known,
     /// How many threads apply frames; at least one.
     pub threads: usize,
     /// Is kept up to date.
@@ -107,14 +102,9 @@ pub fn recover(
     replay: &Replay<'_>,
     apply: &(dyn Fn(Lsn, Frame) + Sync),
 ) -> Result<Recovery, Error> {
-    let segments = segments(disk, &location.dir)?;
-    let rules = Rules {
-        earliest: replay.starts.iter().copied().min().unwrap_or(Lsn(1)).max(Lsn(1)),
-        durable: replay.durable,
-        same_boot: replay.same_boot,
-        expects_log: replay.expects_log,
-    };
-    let total = segments.iter().map(|segment| segment.bytes).sum();
+    let log = Log::find(disk, location)?;
+    let earliest = replay.starts.iter().copied().min().unwrap_or(Lsn(1)).max(Lsn(1));
+    let total = log.segments.iter().map(|segment| segment.bytes).sum();
     replay.progress.total_bytes.store(total, Ordering::Relaxed);
     let (walked, frames, unreadable) = thread::scope(|scope| {
         let mut lanes = Vec::new();
@@ -126,7 +116,7 @@ pub fn recover(
         }
         let mut frames = 0;
         let mut strays = Vec::new();
-        let walked = walk(disk, location, &segments, rules, &mut |found| {
+        let walked = log.walk(earliest, replay.known, &mut |found| {
             let bytes = (super::frame::FRAME_HEADER_BYTES + found.body.len()) as u64;
             replay.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
             let shard = usize::from(found.header.shard.0);
@@ -147,6 +137,7 @@ pub fn recover(
         }
         walked.map(|walked| (walked, frames, strays))
     })?;
+    let segments = log.segments;
     let mut corruptions = walked.corruptions;
     let frames = frames - unreadable.iter().filter(|u| u.dispatched).count() as u64;
     corruptions.extend(unreadable.into_iter().map(|u| u.corruption(&segments)));

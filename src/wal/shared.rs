@@ -3,8 +3,8 @@
 //!
 //! Invariant: sequence numbers have no gaps and frames stand in the file in their order. In mode
 //! `sync` only the committer writes, so that a batch goes out when the one before it is durable.
-//! Locks are taken in the order tail, gather or ended; none across a wait for the disk's sync, but
-//! for a segment's end.
+//! Locks are taken in the order tail, then gather, ended or mark; none across a wait for the disk's
+//! sync, but for a segment's end, and the mark's own.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::delay::Delay;
 use super::frame::{self, Kind};
+use super::mark::{Mark, MarkFile};
 use super::segment::{HEADER_BYTES, Segment, salt};
 use super::settle::{Waiter, Waiters};
 use super::{Config, Error, Lsn, Mode, Recovery};
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     gather: Mutex<Gather>,
     gathered_bytes: AtomicUsize,
     tail: Mutex<Tail>,
+    /// None in mode `off`.
+    mark: Mutex<Option<MarkFile>>,
     /// All frames up to this one are with the kernel.
     pub(super) written: AtomicU64,
     /// All frames up to this one are on the disk.
@@ -100,10 +103,13 @@ impl Shared {
         recovery: &Recovery,
     ) -> Result<Self, Error> {
         let mut ended = Vec::new();
-        let mut segment = None;
+        let (mut segment, mut mark) = (None, None);
         if config.mode != Mode::Off {
-            ended = prepare(&*disk, &config, recovery)?;
+            let mut claims_nothing;
+            (ended, claims_nothing) = prepare(&*disk, &config, recovery)?;
             segment = Some(Open::create(&*disk, &config, recovery.next)?);
+            claims_nothing.begun(recovery.next)?;
+            mark = Some(claims_nothing);
         }
         let before = recovery.next.0 - 1;
         let next = recovery.next;
@@ -114,6 +120,7 @@ impl Shared {
             gather: Mutex::new(Gather { buffer: Vec::new(), first: next, next, closed: false }),
             gathered_bytes: AtomicUsize::new(0),
             tail: Mutex::new(Tail { segment, spare: Vec::new() }),
+            mark: Mutex::new(mark),
             written: AtomicU64::new(before),
             durable: AtomicU64::new(before),
             waiters: Mutex::default(),
@@ -201,6 +208,7 @@ impl Shared {
         }
         let waited_for = self.delay.begin();
         self.write_gathered(&mut tail).inspect_err(|e| self.fail(e))?;
+        self.mark_written(&tail).inspect_err(|e| self.fail(e))?;
         let full = tail.is_full(&self.config);
         drop(waited_for);
         drop(tail);
@@ -232,6 +240,26 @@ impl Shared {
         spare.shrink_to(BUFFER_BYTES_KEPT);
         self.written.store(last, Ordering::Release);
         Ok(())
+    }
+
+    /// Has the mark say what is with the kernel, unless it is being synced.
+    fn mark_written(&self, _tail: &MutexGuard<'_, Tail>) -> Result<(), Error> {
+        let last = Lsn(self.written.load(Ordering::Acquire));
+        match self.mark.try_lock().as_deref_mut() {
+            Some(Some(mark)) => mark.written(last),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the mark say what is on the disk, before anybody is told.
+    pub(super) fn mark_durable(&self, last: Lsn) -> Result<(), Error> {
+        self.mark.lock().as_mut().map_or(Ok(()), |mark| mark.durable(last))
+    }
+
+    /// Makes the mark itself durable.
+    pub(super) fn sync_mark(&self) -> Result<(), Error> {
+        self.check()?;
+        self.mark.lock().as_mut().map_or(Ok(()), MarkFile::sync).inspect_err(|e| self.fail(e))
     }
 
     /// Writes what is gathered; answers what is then to be synced, and up to where.
@@ -271,6 +299,7 @@ impl Shared {
         let last = Lsn(self.written.load(Ordering::Acquire));
         open.file.truncate(open.end).map_err(Error::disk("end", &open.path))?;
         let next = Open::create(&*self.disk, &self.config, Lsn(last.0 + 1))?;
+        self.mark.lock().as_mut().map_or(Ok(()), |mark| mark.begun(next.first))?;
         self.ended.lock().push(open.segment());
         tail.segment = Some(next);
         drop(tail);
@@ -284,7 +313,9 @@ impl Shared {
         let Some(open) = &tail.segment else {
             return Ok(());
         };
-        open.file.truncate(open.end).map_err(Error::disk("end", &open.path))
+        open.file.truncate(open.end).map_err(Error::disk("end", &open.path))?;
+        drop(tail);
+        self.sync_mark()
     }
 
     /// Asks the committer for a round.
@@ -324,8 +355,11 @@ impl Open {
         let path = Segment::path_in(dir, first);
         let file = disk.create(&path).map_err(Error::disk("create", &path))?;
         // Frames are then overwrites, whose sync need not grow the file. A disk that cannot is no
-        // reason to stop: if it is full, the write will say so.
-        let _ = file.allocate(config.segment_bytes_max);
+        // reason to stop: if it is full, the write will say so. What it could is given back, for
+        // others may need it.
+        if file.allocate(config.segment_bytes_max).is_err() {
+            file.truncate(0).map_err(Error::disk("create", &path))?;
+        }
         let header = Segment::encode_header(config.location.cluster_id, first);
         let written = file.write_all_at(&header, 0).and_then(|()| file.sync_data());
         written.map_err(Error::disk("write", &path))?;
@@ -338,26 +372,33 @@ impl Open {
     }
 }
 
-/// Makes what recovery found the durable past of a new segment; answers its segments.
-fn prepare(disk: &dyn Disk, config: &Config, recovery: &Recovery) -> Result<Vec<Segment>, Error> {
+/// Makes what recovery found the durable past of a new segment; answers its segments, and the mark,
+/// which claims no segment yet.
+fn prepare(
+    disk: &dyn Disk,
+    config: &Config,
+    recovery: &Recovery,
+) -> Result<(Vec<Segment>, MarkFile), Error> {
     let dir = &config.location.dir;
     disk.create_dir(dir).map_err(Error::disk("create", dir))?;
     if let Some(above) = dir.parent() {
         disk.sync_dir(above).map_err(Error::disk("sync", above))?;
     }
     let mut segments = recovery.segments.clone();
-    let Some(last) = segments.last_mut() else {
-        return Ok(segments);
-    };
+    let mut empty = None;
     if recovery.tail_bytes <= HEADER_BYTES as u64 {
-        disk.remove(&last.path).map_err(Error::disk("remove", &last.path))?;
-        segments.pop();
-    } else {
+        empty = segments.pop();
+    } else if let Some(last) = segments.last_mut() {
         let cut = disk.open_to_write(&last.path).and_then(|f| f.truncate(recovery.tail_bytes));
         cut.map_err(Error::disk("cut", &last.path))?;
         last.bytes = recovery.tail_bytes;
     }
-    Ok(segments)
+    // Before the segment goes that the last run's mark names.
+    let mark = MarkFile::create(disk, &config.location, Mark::before(recovery.next))?;
+    if let Some(last) = empty {
+        disk.remove(&last.path).map_err(Error::disk("remove", &last.path))?;
+    }
+    Ok((segments, mark))
 }
 
 /// What a sync is to make durable.

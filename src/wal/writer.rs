@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -77,6 +77,11 @@ impl Writer {
     /// What writes wait for.
     pub fn mode(&self) -> Mode {
         self.shared.config.mode
+    }
+
+    /// The directory of its segments.
+    pub fn dir(&self) -> &Path {
+        &self.shared.config.location.dir
     }
 
     /// Puts a record behind all others, in memory; to be called under the shard's lock, so that

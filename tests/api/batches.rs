@@ -244,3 +244,19 @@ async fn a_document_costs_as_many_operations_as_it_holds_and_lines_are_held_up()
     // Five at once, ten more at fifty a second.
     assert!(began.elapsed() >= Duration::from_millis(190), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_documents_answer_gets_no_values_beyond_its_bound_and_lines_have_none() {
+    let node = node_with(Settings { max_value_bytes: 1 << 20, ..Settings::default() }).await;
+    node.put("a", vec![b'x'; 1 << 20]).await;
+    let mut ops = vec![json!({"op": "get", "key": "a"}); 18];
+    ops.push(json!({"op": "put", "key": "b", "value": "1"}));
+    ops.push(json!({"op": "get", "key": "c"}));
+    let results = batch(&node, json!(ops)).await;
+    let expected = [vec![200; 16], vec![413; 2], vec![201, 404]].concat();
+    assert_eq!(statuses(&results), expected);
+    assert!(results[17]["detail"].as_str().unwrap().contains("16777216 bytes"));
+    let body: String = ops.iter().map(|op| format!("{op}\n")).collect();
+    let reply = node.ask("POST /v1/batch", &[LINES], body).await;
+    assert_eq!(statuses(&lines(&reply)), [vec![200; 18], vec![204, 404]].concat());
+}

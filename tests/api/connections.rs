@@ -101,7 +101,7 @@ async fn one_connection_too_many_is_told_so_counted_and_never_queued() {
     assert_eq!(node.get("/").await.status, 200);
     // Raised while it serves.
     node.until_connections(1).await;
-    node.server.apply(Settings { max_conns: 3, ..Settings::default() });
+    node.apply(Settings { max_conns: 3, ..Settings::default() });
     let (mut a, mut b) = (node.connect().await, node.connect().await);
     assert_eq!(a.ask("GET /", &[], "").await.status, 200);
     assert_eq!(b.ask("GET /", &[], "").await.status, 200);

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use aegiskv::api::{Settings, Tokens};
+use aegiskv::api::Settings;
 use serde_json::Value;
 
-use crate::harness::{node, node_with};
+use crate::harness::{node, node_with, tokens};
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS"];
 
@@ -47,8 +47,7 @@ async fn every_documented_route_and_method_is_served_and_no_other() {
 async fn the_document_tells_this_nodes_limits_and_whether_it_wants_a_token() {
     let open = node().await.get("/openapi.json").await.json();
     assert_eq!(open["paths"]["/v1/kv/{key}"]["get"].get("security"), None);
-    let settings =
-        Settings { max_key_bytes: 77, tokens: Tokens::new(["t"]), ..Settings::default() };
+    let settings = Settings { max_key_bytes: 77, tokens: tokens(&["t"]), ..Settings::default() };
     let document = node_with(settings).await.get("/openapi.json").await.json();
     let get = &document["paths"]["/v1/kv/{key}"]["get"];
     assert_eq!(get["parameters"][0]["schema"]["maxLength"], 77);

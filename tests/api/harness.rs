@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegiskv::api::tls::Material;
-use aegiskv::api::{Server, Settings};
+use aegiskv::api::{Holder, Server, Settings, Sites, Tokens};
 use aegiskv::coordinator::Coordinator;
 use aegiskv::disk::Os;
-use aegiskv::metrics::{Metrics, Readings};
+use aegiskv::metrics::{Metrics, Readings, TokenMetrics};
 use aegiskv::replica::{Copies, Replica};
 use aegiskv::replication::{self, Nobody, Replication, Shelf};
 use aegiskv::shard::{Placement, Setting};
@@ -63,7 +63,8 @@ pub(crate) async fn node_with(settings: Settings) -> Node {
     start(Setup { settings, ..Setup::default() }).await
 }
 
-pub(crate) async fn start(setup: Setup) -> Node {
+pub(crate) async fn start(mut setup: Setup) -> Node {
+    setup.settings = named(setup.settings);
     let dir = tempfile::tempdir().unwrap();
     let metrics = Arc::new(Metrics::new());
     let coordinator = Coordinator::new(Arc::clone(&metrics));
@@ -93,6 +94,19 @@ pub(crate) async fn start(setup: Setup) -> Node {
         served: Some(served),
         _dir: dir,
     }
+}
+
+/// Tokens that open everything.
+pub(crate) fn tokens(tokens: &[&str]) -> Tokens {
+    [Holder::new("auth_token", tokens, None, TokenMetrics::default())].into_iter().collect()
+}
+
+/// Lets requests name the node as they do here, unless the test is about that.
+fn named(settings: Settings) -> Settings {
+    if settings.sites != Sites::default() {
+        return settings;
+    }
+    Settings { sites: Sites::new(["n", "node"].map(str::to_owned), []), ..settings }
 }
 
 fn replica(setup: &Setup, dir: PathBuf, metrics: &Arc<Metrics>) -> Replica {
@@ -136,6 +150,11 @@ impl Node {
         let reply = self.ask(&format!("PUT /v1/kv/{key}"), &[], value).await;
         assert!(reply.status == 201 || reply.status == 204, "{reply:?}");
         reply.header("etag").unwrap().to_owned()
+    }
+
+    /// Puts new settings in force.
+    pub(crate) fn apply(&self, settings: Settings) {
+        self.server.apply(named(settings));
     }
 
     /// One sample of `/metrics`.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aegiskv::api::Settings;
+use futures_util::StreamExt as _;
 use reqwest::{Client, StatusCode, Version};
 
 use crate::harness::{node, node_with};
@@ -74,4 +75,33 @@ async fn an_idle_connection_is_ended_and_draining_ends_all() {
     node.until_connections(0).await;
     client.get(&url).send().await.unwrap();
     assert_eq!(node.stop(Duration::from_secs(5)).await.unwrap(), 0);
+}
+
+/// A client that reads no answer before it has sent everything, as some do.
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_sends_on() {
+    let settings = Settings { max_value_bytes: 10, ..Settings::default() };
+    let node = node_with(settings).await;
+    let stream = tokio::net::TcpStream::connect(&node.address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let mut ended = Some(ended);
+    let body = futures_util::stream::iter(0..160).map(move |n| {
+        if n == 159 {
+            ended.take().unwrap().send(()).unwrap();
+        }
+        let piece = hyper::body::Frame::data(bytes::Bytes::from(vec![b'x'; 64 << 10]));
+        Ok::<_, std::convert::Infallible>(piece)
+    });
+    let request = hyper::Request::put(format!("http://{}/v1/kv/a", node.address))
+        .body(http_body_util::StreamBody::new(body))
+        .unwrap();
+    let refused = sender.send_request(request).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    // Reset, the stream takes no more of it.
+    end.await.expect("the whole body was taken");
 }

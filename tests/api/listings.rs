@@ -102,3 +102,24 @@ async fn a_prefix_is_counted_then_deleted() {
     let later = node.ask("DELETE /v1/kv?prefix=b&consistency=async", &[], "").await;
     assert_eq!((later.status, later.header("aegis-acks")), (202, None));
 }
+
+#[tokio::test]
+async fn a_page_ends_once_it_has_many_bytes_of_values() {
+    let node = node().await;
+    let value = "x".repeat(2 << 20);
+    for n in 0..12 {
+        node.put(&format!("k{n}"), &value).await;
+    }
+    let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), String::new(), 1);
+    loop {
+        let page = node.get(&format!("/v1/kv?limit=1000&cursor={cursor}")).await.json();
+        for key in page["keys"].as_array().unwrap() {
+            seen.insert(key["key"].as_str().unwrap().to_owned());
+        }
+        let Some(next) = page["cursor"].as_str() else { break };
+        next.clone_into(&mut cursor);
+        pages += 1;
+    }
+    // 24 MiB, of which a page holds 16 and what the last shard added.
+    assert_eq!((seen.len(), pages), (12, 2));
+}

@@ -14,4 +14,5 @@ mod http2;
 mod keys;
 mod listings;
 mod policies;
+mod rights;
 mod tls;

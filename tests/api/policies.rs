@@ -2,13 +2,13 @@
 
 use std::num::NonZeroU32;
 
-use aegiskv::api::{Rate, Settings, Tokens};
+use aegiskv::api::{Rate, Settings, Sites};
 use aegiskv::store::{self, EvictionPolicy};
 
-use crate::harness::{Setup, node, node_with, start};
+use crate::harness::{self, Setup, node, node_with, start};
 
 fn with_tokens(tokens: &[&str]) -> Settings {
-    Settings { tokens: Tokens::new(tokens), ..Settings::default() }
+    Settings { tokens: harness::tokens(tokens), ..Settings::default() }
 }
 
 #[tokio::test]
@@ -43,10 +43,10 @@ async fn tokens_rotate_on_an_open_connection() {
     let mut client = node.connect().await;
     let (old, new) = ("Authorization: Bearer old", "Authorization: Bearer new");
     client.ask("GET /v1/kv/a", &[new], "").await.problem(401);
-    node.server.apply(with_tokens(&["new", "old"]));
+    node.apply(with_tokens(&["new", "old"]));
     client.ask("GET /v1/kv/a", &[new], "").await.problem(404);
     client.ask("GET /v1/kv/a", &[old], "").await.problem(404);
-    node.server.apply(with_tokens(&["new"]));
+    node.apply(with_tokens(&["new"]));
     client.ask("GET /v1/kv/a", &[old], "").await.problem(401);
 }
 
@@ -64,7 +64,7 @@ async fn operations_beyond_the_rate_are_refused_per_connection() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(refused.json()["retryable"], true);
     node.get("/v1/kv/a").await.problem(404);
-    node.server.apply(Settings::default());
+    node.apply(Settings::default());
     client.ask("GET /v1/kv/a", &[], "").await.problem(404);
 }
 
@@ -154,4 +154,43 @@ async fn operations_are_counted_under_their_names() {
     );
     assert_eq!(node.metric("aegis_ops_errors_total{op=\"get\"}"), 0.0);
     assert_eq!(node.metric("aegis_misses_total{reason=\"absent\"}"), 1.0);
+}
+
+/// Without a token: what a browser says of a page's request, or of the name that a page made up.
+#[tokio::test]
+async fn without_a_token_no_web_page_may_ask() {
+    let sites = Sites::new(["kv.example".to_owned()], ["https://app.example".to_owned()]);
+    let node = node_with(Settings { sites: sites.clone(), ..Settings::default() }).await;
+    let ask = async |line: &str, headers: &str| {
+        let mut client = node.connect().await;
+        client.send(format!("{line} HTTP/1.1\r\n{headers}content-length: 0\r\n\r\n")).await;
+        client.reply_to(line).await
+    };
+    let everything = ["PUT /v1/kv/a", "GET /v1/kv/a", "GET /v1/kv", "POST /v1/batch", "GET /"];
+    for headers in [
+        "host: evil.example\r\n",
+        "host: localhost\r\norigin: https://evil.example\r\n",
+        "host: localhost\r\norigin: null\r\n",
+        "host: localhost\r\nsec-fetch-site: cross-site\r\n",
+    ] {
+        for line in everything {
+            assert!(
+                ask(line, headers).await.problem(403).contains("auth_token"),
+                "{line} {headers}"
+            );
+        }
+    }
+    for headers in [
+        "host: kv.example:7700\r\n",
+        "host: 127.0.0.1:7700\r\n",
+        "host: localhost\r\nsec-fetch-site: none\r\n",
+        "host: localhost\r\norigin: https://app.example\r\nsec-fetch-site: cross-site\r\n",
+    ] {
+        assert_ne!(ask("PUT /v1/kv/a", headers).await.status, 403, "{headers}");
+    }
+    node.server.apply(Settings { sites, ..with_tokens(&["token"]) });
+    let page = "host: evil.example\r\norigin: https://evil.example\r\n";
+    ask("GET /v1/kv/a", page).await.problem(401);
+    let allowed = format!("{page}authorization: Bearer token\r\n");
+    assert_eq!(ask("GET /v1/kv/a", &allowed).await.status, 200);
 }

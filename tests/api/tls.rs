@@ -53,7 +53,7 @@ impl Pki {
 
     fn load(&self, cert: &str, key: &str, client_auth: ClientAuth) -> Result<Material, TlsError> {
         let ca = self.path("ca.pem");
-        Material::load(&self.path(cert), &self.path(key), Some(&ca), client_auth)
+        Material::load(&self.path(cert), &self.path(key), Some(&ca), client_auth, None)
     }
 
     fn material(&self, name: &str, client_auth: ClientAuth) -> Material {
@@ -151,7 +151,8 @@ async fn a_reload_takes_effect_for_new_connections_and_drops_no_open_one() {
     assert_eq!(open.ask("GET /", &[], "").await.status, 200);
 
     node.server.set_tls(Some(pki.material("new", ClientAuth::Required)));
-    assert_eq!(node.server.tls_not_after(), Some(Timestamp(4_070_908_800_000)));
+    let in_force = node.server.certificate().unwrap();
+    assert_eq!(in_force.not_after(), Timestamp(4_070_908_800_000));
     assert_eq!(open.ask("GET /", &[], "").await.status, 200);
     let mut with = pki.connect(&node, Some("client")).await.unwrap();
     assert_eq!(with.ask("GET /", &[], "").await.status, 200);
@@ -189,7 +190,12 @@ async fn files_that_cannot_serve_are_named_with_what_is_wrong() {
         let text = said(cert, key);
         assert!(named.iter().all(|part| text.contains(part)), "{cert} {key}: {text}");
     }
-    let unnamed =
-        Material::load(&pki.path("node.pem"), &pki.path("node.key"), None, ClientAuth::Required);
+    let unnamed = Material::load(
+        &pki.path("node.pem"),
+        &pki.path("node.key"),
+        None,
+        ClientAuth::Required,
+        None,
+    );
     assert!(unnamed.unwrap_err().to_string().contains("tls_ca_file"));
 }

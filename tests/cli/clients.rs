@@ -130,7 +130,10 @@ fn what_was_dumped_is_imported_the_same() {
             });
             entry.to_string()
         };
-        dump.text().lines().map(strip).collect()
+        let lines = dump.text().trim_end().rsplit_once('\n');
+        let (entries, end) = lines.expect("a dump has more than a line");
+        assert_eq!(end, "{\"dumped_keys\":4}");
+        entries.lines().map(strip).collect()
     };
     assert_eq!(without_versions(&server), without_versions(&other));
 }
@@ -151,8 +154,30 @@ fn an_import_names_the_line_at_fault_and_where_to_go_on() {
     assert!(outcome.stderr.contains("(413)"), "{}", outcome.stderr);
 
     let input = "rubbish\n{\"key\":\"c\",\"value\":\"3\"}\n";
-    server.call(&["import", "--from-line", "2"]).input(input).run().done();
+    server.call(&["import", "--partial", "--from-line", "2"]).input(input).run().done();
     assert_eq!(server.call(&["get", "c"]).run().done().text(), "3");
+}
+
+#[test]
+fn a_part_of_a_dump_is_not_imported_for_the_whole() {
+    let server = Server::start(&[]);
+    let file = server.dir.path().join("part.ndjson");
+    let path = file.to_str().expect("its path is text");
+    let part = "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\",\"value\":\"2\"}\n";
+    for text in ["", part] {
+        fs::write(&file, text).expect("the file can be written");
+        let outcome = server.call(&["import", path]).run();
+        assert_eq!(outcome.code, 1);
+        assert!(outcome.stderr.contains("part of a dump"), "{}", outcome.stderr);
+        assert_eq!(server.call(&["list"]).run().done().text(), "", "nothing is stored");
+    }
+    // What comes by a pipe is stored by the time that its end is seen.
+    let outcome = server.call(&["import"]).input(part).run();
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("part of a dump"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("2 keys are stored"), "{}", outcome.stderr);
+    let outcome = server.call(&["import", "--partial", path]).run().done();
+    assert!(outcome.stderr.contains("imported 2 keys"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -53,7 +53,8 @@ impl Dev {
 
     fn get(&self, port: u16, path: &str) -> String {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         std::io::Write::write_all(&mut stream, request.as_bytes()).expect("it listens");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");

@@ -4,6 +4,7 @@ mod certificates;
 mod clients;
 mod dev;
 mod documents;
+mod files;
 mod offline;
 mod program;
 mod server;

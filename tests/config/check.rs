@@ -351,6 +351,78 @@ fn warnings_stop_nothing() {
 }
 
 #[test]
+fn an_empty_secret_is_warned_of_wherever_it_stands() {
+    let loaded = file(r#"{"auth_token": "", "gossip_secret": null}"#)
+        .with_variable("AEGIS_AUTH_TOKEN_FILE", "")
+        .with_flag("gossip-secret", "")
+        .loaded();
+    assert_eq!(
+        warnings(&loaded),
+        [
+            "test.json: auth_token: is empty; give it, or remove the key; null unsets it",
+            "environment AEGIS_AUTH_TOKEN_FILE: auth_token_file: is empty; give it, or unset the \
+             variable or the flag",
+            "flag --gossip-secret: gossip_secret: is empty; give it, or unset the variable or the \
+             flag",
+        ]
+    );
+    assert_eq!(file(r#"{"auth_token_file": "", "auth_token": []}"#).loaded().warnings, []);
+}
+
+#[test]
+fn a_byte_order_mark_is_named() {
+    assert_eq!(
+        file("\u{feff}{}").problems(),
+        ["test.json: begins with a byte-order mark; save it as UTF-8 without one (no BOM)"]
+    );
+    for mark in [[0xff, 0xfe], [0xfe, 0xff]] {
+        let mut inputs = file("");
+        inputs.documents[0].text = [&mark[..], b"{\0}\0"].concat();
+        assert_eq!(inputs.problems(), ["test.json: is UTF-16; save it as UTF-8"]);
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("secret");
+    fs::write(&path, "\u{feff}a-secret-of-more-than-32-characters").expect("a file");
+    for key in ["auth-token-file", "gossip-secret-file"] {
+        let inputs = file("{}").with_flag(key, path.to_str().expect("UTF-8"));
+        let problems = inputs.problems();
+        assert!(problems[0].contains("begins with a byte-order mark"), "{problems:?}");
+    }
+}
+
+#[test]
+fn names_of_hosts_and_pages_are_checked() {
+    assert_eq!(
+        file(r#"{"allowed_hosts": ["kv.example:7700"], "allowed_origins": ["app.example"]}"#)
+            .problems(),
+        [
+            "test.json: allowed_hosts: \"kv.example:7700\" is no host's name; give names without \
+             scheme and port, like kv.example.com",
+            "test.json: allowed_origins: \"app.example\" is no origin; give scheme, host and port \
+             without a path, like https://app.example.com",
+        ]
+    );
+    for (key, bad) in [
+        ("allowed_hosts", r#"["https://a"]"#),
+        ("allowed_hosts", r#"[""]"#),
+        ("allowed_hosts", r#"["*.a"]"#),
+        ("allowed_hosts", r#"["a", 5]"#),
+        ("allowed_hosts", r#""a""#),
+        ("allowed_origins", r#"["https://a/"]"#),
+        ("allowed_origins", r#"["https://"]"#),
+        ("allowed_origins", r#"["https://a b"]"#),
+    ] {
+        let problems = file(&format!(r#"{{"{key}": {bad}}}"#)).problems();
+        assert!(problems.len() == 1 && problems[0].contains(key), "{bad}: {problems:?}");
+    }
+    let good = r#"{"allowed_hosts": ["*", ".svc.local", "a_b-c.d"],
+                   "allowed_origins": ["*", "null", "https://a:1", "chrome-extension://abc"]}"#;
+    assert_eq!(file(good).loaded().warnings, []);
+    let listed = file("{}").with_variable("AEGIS_ALLOWED_HOSTS", "a, .b").loaded().config;
+    assert_eq!(listed.allowed_hosts, ["a", ".b"]);
+}
+
+#[test]
 fn names_are_kept_plain() {
     assert_eq!(
         file(r#"{"node_id": "node 1"}"#).problems(),
@@ -364,4 +436,80 @@ fn names_are_kept_plain() {
         ["default: node_id: is empty, and the machine's host name could not be read; give the \
              node a name"]
     );
+}
+
+#[test]
+fn named_tokens_are_checked_one_by_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (long, other) = ("l".repeat(40), "o".repeat(40));
+    let (a, b, spaced) = (token("a", &long), token("b", &other), token("c", "with space"));
+    let problems = |tokens: &str| file(&format!(r#"{{"auth_tokens": {tokens}}}"#)).problems();
+    let expects = "give a list of objects, each with name, file and verbs (of read, write, admin, \
+                   metrics), and if wanted prefixes and rate";
+    for (given, what) in [
+        (r#"{"name": "x"}"#, "an object does not fit"),
+        (
+            r#"["x"]"#,
+            "its entry 1 does not fit: invalid type: string \"x\", expected struct NamedToken",
+        ),
+        (r#"[{"name": "x", "verbs": ["read"]}]"#, "its entry 1 does not fit: missing field `file`"),
+        (
+            r#"[{"name": "x", "file": "f", "verbs": ["reed"]}]"#,
+            "its entry 1 does not fit: unknown variant `reed`, expected one of `read`, `write`, \
+             `admin`, `metrics`",
+        ),
+        (
+            r#"[{"name": "x", "file": "f", "verbs": [], "token": "t"}]"#,
+            "its entry 1 does not fit: unknown field `token`, expected one of `name`, `file`, \
+             `verbs`, `prefixes`, `rate`",
+        ),
+    ] {
+        assert_eq!(problems(given), [format!("test.json: auth_tokens: {what}; {expects}")]);
+    }
+    assert_eq!(
+        problems(r#"[{"name": "x", "file": "/nonexistent/x", "verbs": ["read"]}]"#),
+        ["test.json: auth_tokens: the file of x: /nonexistent/x cannot be read: No such file or \
+          directory (os error 2); name a file that this user can read"]
+    );
+    let faulty = format!(
+        r#"[{{"name": "shop", "file": "{a}", "verbs": ["read"], "prefixes": [""]}},
+            {{"name": "shop", "file": "{b}", "verbs": []}},
+            {{"name": "a b", "file": "{a}", "verbs": ["admin"]}},
+            {{"name": "auth_token", "file": "{spaced}", "verbs": ["metrics"]}}]"#
+    );
+    assert_eq!(
+        problems(&faulty),
+        [
+            "holds a space or another character that an HTTP header cannot carry; use letters, \
+             digits and ASCII punctuation",
+            "shop has an empty prefix; leave prefixes out if it is for all keys",
+            "shop is taken already; give each token a name of its own",
+            "shop has no verbs, so it is for nothing; give it some of read, write, admin, metrics",
+            "\"a b\" is no name for a token; use 1 to 64 letters, digits, dots, hyphens and \
+             underscores",
+            "a b has a token that stands elsewhere as well; give each name a token of its own, \
+             made with `aegiskv token`",
+            "auth_token is taken already; give each token a name of its own",
+        ]
+        .map(|what| format!("test.json: auth_tokens: {what}"))
+    );
+    let short = token("d", "short");
+    let sound = format!(r#"[{{"name": "shop", "file": "{short}", "verbs": ["read"], "rate": 5}}]"#);
+    let loaded = file("{}").with_variable("AEGIS_AUTH_TOKENS", &sound).loaded();
+    assert_eq!(
+        warnings(&loaded),
+        [
+            "environment AEGIS_AUTH_TOKENS: auth_tokens: that of shop is shorter than 32 characters; \
+          make a long one with `aegiskv token`"
+        ]
+    );
+    let shown =
+        serde_json::to_value(loaded.explain()).expect("JSON")["auth_tokens"]["value"].clone();
+    assert_eq!(shown[0]["rate"], 5);
+    assert!(!shown.to_string().contains("\"short\""), "{shown}");
 }

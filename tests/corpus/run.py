@@ -64,7 +64,10 @@ def line(key, value):
 def parse(path):
     """A dump as {key: value}; a key that stands there twice is a mistake."""
     entries = {}
-    for text in path.read_text().splitlines():
+    *lines, end = path.read_text().splitlines()
+    if json.loads(end) != {"dumped_keys": len(lines)}:
+        raise SystemExit(f"{path} has {len(lines)} keys and ends with {end}")
+    for text in lines:
         entry = json.loads(text)
         key = entry.get("key") or base64.b64decode(entry["key_base64"])
         value = entry.get("value")
@@ -97,15 +100,15 @@ class Run:
     def items(self):
         return int(self.node.metric("aegis_cache_items"))
 
-    def moves(self, words, path):
+    def moves(self, word, path, *more):
         """`import` or `dump` of a file; whether it said that all went well."""
-        done = self.cli(words, str(path))
-        self.check(f"{words} {path.name}", done.returncode == 0, done.stderr[-500:])
+        done = self.cli(word, str(path), *more)
+        self.check(f"{word} {path.name}", done.returncode == 0, done.stderr[-500:])
 
     def all(self, records, folder):
         source, first, second = (folder / f"{name}.ndjson" for name in ("source", "a", "b"))
         source.write_text("".join(line(*entry) + "\n" for entry in records.items()))
-        self.moves("import", source)
+        self.moves("import", source, "--partial")
         self.check(f"{len(records)} items counted", self.items() == len(records), self.items())
         self.lists(records)
         self.moves("dump", first)

@@ -8,33 +8,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Home, Node, files, http};
+use crate::support::{Home, Node, Unmount, files, get, http, metric, put};
 
 const SOON: Duration = Duration::from_secs(15);
 
-async fn put(node: &Node, key: &str, value: impl Into<reqwest::Body>) -> u16 {
-    let request = http().put(node.url(key)).body(value);
-    request.send().await.unwrap().status().as_u16()
-}
-
-async fn get(node: &Node, key: &str) -> Option<String> {
-    let answer = http().get(node.url(key)).send().await.unwrap();
-    match answer.status().as_u16() {
-        200 => Some(answer.text().await.unwrap()),
-        404 => None,
-        other => panic!("{key}: {other}"),
-    }
-}
-
 async fn ops(node: &Node, path: &str) -> Value {
     http().get(node.ops_url(path)).send().await.unwrap().json().await.unwrap()
-}
-
-async fn metric(node: &Node, name: &str) -> f64 {
-    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|l| l.starts_with(&format!("{name} ")) || *l == name);
-    let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 fn last_line(log: &str) -> &str {
@@ -279,6 +258,54 @@ async fn a_request_under_way_is_finished_before_the_node_stops() {
 }
 
 #[tokio::test]
+async fn signals_that_mean_nothing_end_nothing() {
+    let home = Home::new(json!({}));
+    let node = home.start().await;
+    for (signal, name) in [(Signal::SIGUSR1, "SIGUSR1"), (Signal::SIGUSR2, "SIGUSR2")] {
+        node.signal(signal);
+        let began = Instant::now();
+        while !node.log().contains(&format!("{name} means nothing")) {
+            assert!(began.elapsed() < SOON, "{}", node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    node.signal(Signal::SIGXFSZ);
+    assert_eq!(put(&node, "a", "1").await, 201);
+    node.stop(SOON);
+}
+
+/// A command for a node under a limit of the shell's.
+fn limited(home: &Home, limit: &str) -> Command {
+    let node = home.command();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\""));
+    command.arg(node.get_program()).args(node.get_args());
+    command
+}
+
+#[tokio::test]
+async fn few_files_leave_few_connections_and_say_so() {
+    let home = Home::new(json!({ "max_conns": 10_000 }));
+    let mut node = home.spawn_with(limited(&home, "-n 256"));
+    node.wait_ready().await;
+    assert_eq!(ops(&node, "/stats").await["connections"]["max"], 128);
+    let expected = "may open 256 files, which allows 128 connections instead of max_conns (10000)";
+    assert!(node.log().contains(expected), "{}", node.log());
+    let reloaded = http().post(node.ops_url("/admin/reload")).send().await.unwrap();
+    let reloaded: Value = reloaded.json().await.unwrap();
+    assert!(reloaded["warnings"].to_string().contains(expected), "{reloaded}");
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_grow_is_an_error_with_a_reason() {
+    let home = Home::new(json!({}));
+    let mut node = home.spawn_with(limited(&home, "-f 64"));
+    let status = node.wait(SOON);
+    assert_eq!(status.code(), Some(1), "{status}: {}", node.log());
+    assert!(last_line(&node.log()).contains("File too large"), "{}", node.log());
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_ends_the_start_with_the_reason_last() {
     let home = Home::new(json!({}));
     let _taken = std::net::TcpListener::bind(("127.0.0.1", home.client)).unwrap();
@@ -375,14 +402,6 @@ async fn a_disk_that_fills_ends_the_node_with_the_reason_and_nothing_acknowledge
         assert!(value.bytes().all(|b| b == b'a' + (n % 26) as u8), "k{n} is mangled");
     }
     node.stop(SOON);
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]

@@ -61,6 +61,10 @@ impl Home {
         self.dir.path().join("config.json")
     }
 
+    pub(crate) fn peer_addr(&self) -> String {
+        self.config["gossip_bind_addr"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -81,6 +85,11 @@ impl Home {
         let stderr = self.dir.path().join("stderr");
         let log = fs::File::options().create(true).append(true).open(&stderr).unwrap();
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.node_of(child, stderr)
+    }
+
+    /// A node that was started otherwise, and what is known of its standard error.
+    pub(crate) fn node_of(&self, child: Child, stderr: PathBuf) -> Node {
         Node { child, client: self.client, ops: self.ops, stderr }
     }
 
@@ -182,6 +191,27 @@ pub(crate) fn http() -> reqwest::Client {
     client.unwrap()
 }
 
+pub(crate) async fn put(node: &Node, key: &str, value: impl Into<reqwest::Body>) -> u16 {
+    let request = http().put(node.url(key)).body(value);
+    request.send().await.unwrap().status().as_u16()
+}
+
+pub(crate) async fn get(node: &Node, key: &str) -> Option<String> {
+    let answer = http().get(node.url(key)).send().await.unwrap();
+    match answer.status().as_u16() {
+        200 => Some(answer.text().await.unwrap()),
+        404 => None,
+        other => panic!("{key}: {other}"),
+    }
+}
+
+pub(crate) async fn metric(node: &Node, name: &str) -> f64 {
+    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let line = text.lines().find(|l| l.starts_with(&format!("{name} ")) || *l == name);
+    let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
 /// Three ports that were free a moment ago.
 fn free_ports() -> [u16; 3] {
     let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
@@ -197,4 +227,13 @@ pub(crate) fn files(dir: &Path) -> Vec<(String, u64)> {
         .collect();
     found.sort();
     found
+}
+
+/// A file system that goes when it is dropped.
+pub(crate) struct Unmount(pub(crate) PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use aegiskv::coordinator::{Heard, Pursuit, Step};
 use aegiskv::entry::{Key, RequestId, ShardId, Version};
 use aegiskv::replica::{Refusal, Replica, Work};
-use aegiskv::shard::{Condition, Need, Operation as Write, Refused, Request, Ttl};
+use aegiskv::shard::{Need, Operation as Write, Refused, Request, Ttl};
 use aegiskv::store::Lookup;
 use aegiskv::topology::{Copies, Seat};
 use aegiskv::wal;
 
-use crate::history::{Asked, Told, is_linearizable};
+use crate::history::{Asked, Only, Told, is_linearizable};
 use crate::machine::{Found, Waiting};
 use crate::plan::{Fault, MACHINES};
 use crate::world::{Event, NO_END, World};
@@ -148,11 +148,11 @@ impl World {
     fn draw(&mut self, client: usize, coordinator: usize, number: usize) -> Operation {
         let value = 1000 * (self.operations.len() as i64 + 1);
         let condition = match self.clients[client].seen[number] {
-            Some(version) if self.dice.chance(600) => Condition::Is(version),
-            _ if self.dice.chance(500) => Condition::Absent,
-            _ => Condition::Present,
+            Some(version) if self.dice.chance(600) => Only::Is(version),
+            _ if self.dice.chance(500) => Only::Absent,
+            _ => Only::Present,
         };
-        let always = Condition::Always;
+        let always = Only::Always;
         let asked = match self.dice.below(100) {
             0..22 => Asked::Put { value, condition: always },
             22..42 => Asked::Put { value, condition },
@@ -164,8 +164,7 @@ impl World {
         };
         let plain = matches!(
             asked,
-            Asked::Put { condition: Condition::Always, .. }
-                | Asked::Delete { condition: Condition::Always }
+            Asked::Put { condition: Only::Always, .. } | Asked::Delete { condition: Only::Always }
         );
         let copies = match self.dice.below(100) {
             0..78 => Copies::Majority,
@@ -230,12 +229,10 @@ impl World {
                 (Write::Put { value, content_type: Bytes::new(), ttl }, condition)
             }
             Asked::Delete { condition } => (Write::Delete, condition),
-            Asked::Incr { by } => {
-                (Write::Incr { by, ttl: expires.then_some(span) }, Condition::Always)
-            }
+            Asked::Incr { by } => (Write::Incr { by, ttl: expires.then_some(span) }, Only::Always),
             Asked::Touch => {
                 let ttl = if self.dice.chance(300) { Ttl::Keep } else { ttl };
-                (Write::Touch { ttl }, Condition::Always)
+                (Write::Touch { ttl }, Only::Always)
             }
             Asked::Get => return None,
         };
@@ -247,7 +244,7 @@ impl World {
             let process = machine.process.as_mut().expect("a coordinator is up");
             process.tickets[usize::from(shard.0)].take(incarnation)
         };
-        Some(Request { key: key(number), operation, condition, id })
+        Some(Request { key: key(number), operation, condition: condition.into(), id })
     }
 
     fn expires(&self, number: usize) -> bool {

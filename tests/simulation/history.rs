@@ -16,11 +16,31 @@ pub(crate) const OPERATIONS_MAX: usize = 128;
 /// How many steps a search may take before it counts as undecided.
 const STEPS_MAX: usize = 2_000_000;
 
+/// The conditions that clients here set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Only {
+    Always,
+    Absent,
+    Present,
+    Is(Version),
+}
+
+impl From<Only> for Condition {
+    fn from(only: Only) -> Self {
+        match only {
+            Only::Always => Self::Always,
+            Only::Absent => Self::Absent,
+            Only::Present => Self::Present,
+            Only::Is(version) => Self::Is(version),
+        }
+    }
+}
+
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Asked {
-    Put { value: i64, condition: Condition },
-    Delete { condition: Condition },
+    Put { value: i64, condition: Only },
+    Delete { condition: Only },
     Incr { by: i64 },
     Touch,
     Get,
@@ -180,22 +200,22 @@ fn agrees(state: State, read: Option<(i64, Version)>) -> Option<State> {
 }
 
 /// What holds of a condition: yes, no, or it cannot be told.
-fn holds(condition: Condition, state: State) -> Option<bool> {
+fn holds(condition: Only, state: State) -> Option<bool> {
     match (condition, state) {
-        (Condition::Always, _) => Some(true),
-        (Condition::Absent, state) => Some(state.is_none()),
-        (Condition::Present, state) => Some(state.is_some()),
-        (Condition::Is(_), None) => Some(false),
-        (Condition::Is(_), Some(Held { version: 0, .. })) => None,
-        (Condition::Is(version), Some(held)) => Some(held.version == version.0),
+        (Only::Always, _) => Some(true),
+        (Only::Absent, state) => Some(state.is_none()),
+        (Only::Present, state) => Some(state.is_some()),
+        (Only::Is(_), None) => Some(false),
+        (Only::Is(_), Some(Held { version: 0, .. })) => None,
+        (Only::Is(version), Some(held)) => Some(held.version == version.0),
     }
 }
 
 impl Asked {
-    fn condition(self) -> Condition {
+    fn condition(self) -> Only {
         match self {
             Self::Put { condition, .. } | Self::Delete { condition } => condition,
-            _ => Condition::Always,
+            _ => Only::Always,
         }
     }
 
@@ -258,7 +278,7 @@ mod tests {
     }
 
     fn put(value: i64, version: u64, verdict: Verdict, from: u64, to: u64) -> Operation {
-        let asked = Asked::Put { value, condition: Condition::Always };
+        let asked = Asked::Put { value, condition: Only::Always };
         operation(asked, Told::Ordered(verdict, Version(version)), from, to)
     }
 
@@ -312,7 +332,7 @@ mod tests {
     fn a_refusal_names_what_was_there() {
         let write = put(1, 10, Verdict::Created, 0, 1);
         let refused = |present| {
-            let asked = Asked::Put { value: 2, condition: Condition::Absent };
+            let asked = Asked::Put { value: 2, condition: Only::Absent };
             let verdict = Verdict::ConditionFailed(Some(Version(present)));
             operation(asked, Told::Ordered(verdict, Version(11)), 2, 3)
         };

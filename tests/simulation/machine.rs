@@ -175,13 +175,22 @@ impl Machine {
         Timestamp(millis as u64)
     }
 
-    /// Flips a bit in a file that is complete and durable: not in the log's last segment, whose end
-    /// cannot be told from a torn write. Answers whether there was one.
+    /// Damages what was durable: flips a bit in a file, or does away with the log's last segment.
+    /// Answers whether there was anything.
     pub(crate) fn corrupt(&mut self, dice: &mut Dice) -> bool {
         let Ok(names) = self.disk.list(Path::new(DIR)) else { return false };
-        let last_segment = names.iter().rfind(|name| name.ends_with(".wal")).cloned();
+        let is_segment = |name: &str| name.starts_with('0') && name.ends_with(".wal");
+        let last_segment = names.iter().rfind(|name| is_segment(name));
+        if let Some(last) = last_segment
+            && dice.chance(300)
+        {
+            self.lose(&Path::new(DIR).join(last), dice);
+            return true;
+        }
+        // In mode `async` the last few frames cannot be told from a torn write.
+        let is_told = |name: &String| self.mode == Mode::Sync || Some(name) != last_segment;
         let wanted = |name: &&String| {
-            (name.ends_with(".wal") && Some(*name) != last_segment.as_ref())
+            (is_segment(name) && is_told(name))
                 || name.starts_with("snapshot-")
                 || name.starts_with("copy-")
         };
@@ -194,6 +203,19 @@ impl Machine {
         }
         self.disk.flip(&path, dice.below(length), 1 << dice.below(8));
         true
+    }
+
+    /// Deletes, empties or zeroes a file, durably.
+    fn lose(&self, path: &Path, dice: &mut Dice) {
+        let length = self.disk.get(path).map_or(0, |bytes| bytes.len());
+        match dice.below(3) {
+            0 => {
+                let gone = self.disk.remove(path).and_then(|()| self.disk.sync_dir(Path::new(DIR)));
+                gone.expect("a disk in memory obeys");
+            }
+            1 => self.disk.put(path, &[]),
+            _ => self.disk.put(path, &vec![0; length]),
+        }
     }
 
     /// Starts the process: loads what is on the disk and opens the log. `Err` if the disk refuses.
@@ -321,9 +343,7 @@ fn load(
         .map_err(|error| refused(dir.to_owned(), std::io::Error::other(error)))?;
     let replay = Replay {
         starts: &loaded.starts,
-        durable: loaded.durable.max(Lsn(0)),
-        same_boot,
-        expects_log: true,
+        known: wal::Known { durable: loaded.durable.max(Lsn(0)), same_boot, expects_log: true },
         threads: 1,
         progress: &progress,
     };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aegiskv::wal::{Lsn, Mode, Recovery};
+use aegiskv::wal::{self, Lsn, Mode, Recovery};
 
 use crate::support::{
     Known, NOTHING, append, config, disk_with, record, recovered, segment_path, start,
@@ -12,6 +12,8 @@ use aegiskv::wal::{inspect, verify};
 use std::ops::ControlFlow;
 
 const HEADER_BYTES: usize = 40;
+
+const UNKNOWN: wal::Known = wal::Known { durable: Lsn(0), same_boot: false, expects_log: false };
 
 /// A sync log of batches of the given sizes in one segment, and where each frame ends.
 fn log_of(batches: &[u64]) -> (Vec<u8>, Vec<usize>) {
@@ -23,7 +25,7 @@ fn log_of(batches: &[u64]) -> (Vec<u8>, Vec<usize>) {
     }
     committer.finish().unwrap();
     let mut ends = Vec::new();
-    inspect(&disk, &crate::support::location(), &mut |seen| {
+    inspect(&disk, &crate::support::location(), UNKNOWN, &mut |seen| {
         ends.push(seen.offset as usize + seen.bytes);
         ControlFlow::Continue(())
     })
@@ -233,7 +235,7 @@ fn verify_tells_sound_from_torn_from_damaged() {
     let (bytes, ends) = log_of(&[2, 2, 2]);
     let check = |bytes: &[u8]| {
         let disk = disk_with(&[(segment_path(1), bytes.to_vec())]);
-        verify(&disk, &crate::support::location()).unwrap()
+        verify(&disk, &crate::support::location(), UNKNOWN).unwrap()
     };
     let sound = check(&bytes);
     assert_eq!((sound.frames, sound.range), (6, Some((Lsn(1), Lsn(6)))));

@@ -166,3 +166,52 @@ fn a_directory_in_use_names_the_process_that_uses_it() {
     drop(held);
     assert!(Home::open(disk, config).unwrap().same_boot());
 }
+
+#[test]
+fn a_start_removes_what_an_earlier_run_did_not_complete_and_nothing_else() {
+    let disk = used("sync", None);
+    let temporary = [
+        "/data/identity.tmp",
+        "/data/birth.tmp",
+        "/data/topology.tmp",
+        "/data/snapshot.tmp",
+        "/data/snapshot-00000000000000000007.tmp",
+        "/data/copy-00001-0000000000000001.tmp",
+        "/data/wal/mark.tmp",
+        "/data/wal/00000000000000000001.wal.tmp",
+    ];
+    let others = [
+        "/data/mine.tmp",
+        "/data/snapshot-00000000000000000007",
+        "/data/snapshot-00000000000000000006.corrupt",
+        "/data/topology.redb",
+        "/data/wal/00000000000000000001.wal",
+    ];
+    for path in temporary.iter().chain(&others) {
+        disk.put(Path::new(path), b"some");
+    }
+    // Before anything is written: there may be no room.
+    disk.fill_after(0);
+    let _ = open(&disk, config("sync"));
+    for path in temporary {
+        assert_eq!(disk.get(Path::new(path)), None, "{path}");
+    }
+    for path in others {
+        assert!(disk.get(Path::new(path)).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_replaced_is_as_it_was_and_nothing_is_left_beside_it() {
+    let faults: [fn(&Faulty); 2] = [|disk| disk.fill_after(20), |disk| disk.fail_sync_after(0)];
+    for fault in faults {
+        let disk = used("sync", None);
+        let path = Path::new("/data/identity.json");
+        let before = disk.get(path);
+        let mut home = open(&disk, config("sync")).unwrap();
+        fault(&disk);
+        assert!(matches!(home.renumber(7), Err(Error::NotWritable { .. })));
+        assert_eq!(disk.get(path), before);
+        assert_eq!(disk.get(Path::new("/data/identity.tmp")), None);
+    }
+}

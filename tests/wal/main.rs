@@ -5,6 +5,7 @@
 mod crashes;
 mod damage;
 mod home;
+mod mark;
 mod snapshots;
 mod support;
 mod writing;

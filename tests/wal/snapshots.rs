@@ -209,11 +209,65 @@ fn snapshots_of_others_and_of_the_future_are_refused() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_snapshot() {
+fn a_snapshot_that_fails_leaves_the_old_one_and_nothing_of_its_own() {
+    let faults: [fn(&Faulty, u64); 3] =
+        [Faulty::fill_after, Faulty::fail_write_after, Faulty::fail_sync_after];
+    for fault in faults {
+        for n in (0..20).chain([1_000, 100_000]) {
+            let disk = Faulty::new(1);
+            let (_, old) = write(&disk, Lsn(200), "old", &[]);
+            fault(&disk, n);
+            if try_write(&disk, Lsn(300), "new", &[]).is_ok() {
+                continue;
+            }
+            assert_eq!(disk.list(DIR.as_ref()).unwrap(), ["snapshot-00000000000000000200"]);
+            disk.kill();
+            assert_eq!(read(&disk).1, old);
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_leaves_nothing() {
     let disk = Faulty::new(1);
-    let (_, old) = write(&disk, Lsn(200), "old", &[]);
-    disk.fill_after(1_000);
-    assert!(try_write(&disk, Lsn(300), "new", &[]).is_err());
-    disk.kill();
-    assert_eq!(read(&disk).1, old);
+    disk.create_dir(DIR.as_ref()).unwrap();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut writer = Writer::create(shared, DIR.as_ref(), CLUSTER, Lsn(1)).unwrap();
+    writer.begin_shard(state(0)).unwrap();
+    drop(writer);
+    assert_eq!(disk.list(DIR.as_ref()).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_snapshot_leaves_room_to_the_log() {
+    const LEFT: u64 = 8 << 20;
+    let disk = Faulty::new(1);
+    disk.create_dir(DIR.as_ref()).unwrap();
+    disk.tell_room(LEFT - 1);
+    let refused = try_write(&disk, Lsn(300), "new", &[]).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "/data has 8388607 bytes free, and 8388608 are needed; make room there"
+    );
+    assert_eq!(disk.list(DIR.as_ref()).unwrap(), Vec::<String>::new());
+    disk.tell_room(LEFT);
+    write(&disk, Lsn(300), "new", &[]);
+
+    // It looks again while it grows.
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut writer = Writer::create(shared, DIR.as_ref(), CLUSTER, Lsn(301)).unwrap();
+    writer.begin_shard(state(0)).unwrap();
+    disk.tell_room(LEFT - 1);
+    let value = vec![7; 1 << 20];
+    let entry = Entry {
+        key: b"k",
+        value: &value,
+        content_type: b"",
+        version: Version(1),
+        expires_at: None,
+    };
+    let written = (0..9).try_for_each(|_| writer.entry(&entry));
+    assert!(matches!(written, Err(Error::NoRoom { .. })), "{written:?}");
+    drop(writer);
+    assert_eq!(disk.list(DIR.as_ref()).unwrap(), ["snapshot-00000000000000000300"]);
 }

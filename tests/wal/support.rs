@@ -9,7 +9,8 @@ use aegiskv::entry::{
     Departure, Effect, Key, Position, Record, RequestId, ShardId, Timestamp, Verdict, Version,
 };
 use aegiskv::wal::{
-    Committer, Config, Frame, Location, Lsn, Mode, Progress, Recovery, Replay, Writer, recover,
+    self, Committer, Config, Frame, Location, Lsn, Mode, Progress, Recovery, Replay, Writer,
+    recover,
 };
 use bytes::Bytes;
 
@@ -90,9 +91,11 @@ pub(crate) fn recovered(disk: &dyn Disk, known: Known) -> (Recovery, Vec<u64>) {
     let shards: Mutex<BTreeMap<ShardId, Vec<u64>>> = Mutex::default();
     let replay = Replay {
         starts: &[known.start; SHARDS as usize],
-        durable: known.durable,
-        same_boot: known.same_boot,
-        expects_log: false,
+        known: wal::Known {
+            durable: known.durable,
+            same_boot: known.same_boot,
+            expects_log: false,
+        },
         threads: 3,
         progress: &Progress::default(),
     };

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aegiskv::disk::{Disk, Faulty, Os};
 use aegiskv::entry::{Effect, ShardId};
 use aegiskv::wal::{
-    BACKLOG_BYTES_MAX, Error, Frame, Location, Lsn, Mode, Progress, Recovery, Replay, Writer,
-    recover,
+    BACKLOG_BYTES_MAX, Error, Frame, Known, Location, Lsn, Mode, Progress, Recovery, Replay,
+    Writer, recover,
 };
 use futures_util::FutureExt;
 
 use crate::support::{
-    CLUSTER, NOTHING, SHARDS, append, config, location, record, recovered, segment_path, start,
+    self, CLUSTER, NOTHING, SHARDS, append, config, location, record, recovered, segment_path,
+    start,
 };
 
 #[test]
@@ -164,8 +165,8 @@ fn segments_end_at_their_size_and_go_when_they_are_not_needed() {
     assert_eq!(writer.truncate_below(Lsn(1_000)).unwrap(), 0);
     append(&writer, 2);
     committer.finish().unwrap();
-    assert_eq!(disk.list("/wal".as_ref()).unwrap(), ["00000000000000000051.wal"]);
-    let known = crate::support::Known { start: Lsn(51), ..NOTHING };
+    assert_eq!(disk.list("/wal".as_ref()).unwrap(), ["00000000000000000051.wal", "mark.wal"]);
+    let known = support::Known { start: Lsn(51), ..NOTHING };
     assert_eq!(recovered(&disk, known).1, [51, 52]);
 }
 
@@ -203,9 +204,7 @@ fn every_kind_of_frame_comes_back() {
     let found = std::sync::Mutex::new(Vec::new());
     let replay = Replay {
         starts: &[Lsn(1); SHARDS as usize],
-        durable: Lsn(6),
-        same_boot: false,
-        expects_log: true,
+        known: Known { durable: Lsn(6), same_boot: false, expects_log: true },
         threads: 2,
         progress: &Progress::default(),
     };
@@ -221,9 +220,7 @@ fn logs_of_others_and_of_the_future_are_refused() {
     committer.finish().unwrap();
     let replay = Replay {
         starts: &[Lsn(1); SHARDS as usize],
-        durable: Lsn(0),
-        same_boot: false,
-        expects_log: true,
+        known: Known { durable: Lsn(0), same_boot: false, expects_log: true },
         threads: 1,
         progress: &Progress::default(),
     };
@@ -291,9 +288,7 @@ fn a_log_on_the_real_disk_is_written_by_its_thread_and_found_again() {
         let seqs = std::sync::Mutex::new(vec![0; usize::from(SHARDS)]);
         let replay = Replay {
             starts: &[Lsn(1); SHARDS as usize],
-            durable: Lsn(800),
-            same_boot: true,
-            expects_log: true,
+            known: Known { durable: Lsn(800), same_boot: true, expects_log: true },
             threads: 2,
             progress: &Progress::default(),
         };
@@ -319,9 +314,7 @@ fn each_shard_is_replayed_from_its_own_start() {
     let found = std::sync::Mutex::new(Vec::new());
     let replay = Replay {
         starts: &[Lsn(1), Lsn(5), Lsn(1), Lsn(9)],
-        durable: Lsn(12),
-        same_boot: false,
-        expects_log: true,
+        known: Known { durable: Lsn(12), same_boot: false, expects_log: true },
         threads: 2,
         progress: &Progress::default(),
     };

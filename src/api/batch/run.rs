@@ -18,10 +18,11 @@ use super::super::client::Client;
 use super::super::intake;
 use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
+use super::super::tokens::Verb;
 use super::super::watch::{Busy, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
-use crate::coordinator::{Got, IdempotencyKey, Read, Written};
+use crate::coordinator::{Got, IdempotencyKey, Read, Write, Written};
 use crate::entry::{Key, Timestamp, Verdict};
 use crate::metrics::Op;
 use crate::store::{Found, Lookup};
@@ -63,6 +64,8 @@ pub(super) struct Run {
     keys: VecDeque<Option<Key>>,
     framing: Framing,
     results: u64,
+    /// Bytes of the results so far.
+    answer_bytes: usize,
     out: Vec<u8>,
     state: State,
     started: Instant,
@@ -107,6 +110,7 @@ impl Run {
             keys: VecDeque::new(),
             framing,
             results: 0,
+            answer_bytes: 0,
             out: Vec::new(),
             state: State::Reading,
             started: Instant::now(),
@@ -131,9 +135,10 @@ impl Run {
                 biased;
                 Some(done) = self.running.next(), if !self.running.is_empty() => {
                     self.keys.pop_front();
+                    let done = self.bounded(done);
                     self.append(&done);
                 }
-                step = self.source.next(&self.client, self.shared), if may_read => match step {
+                step = self.source.next(&self.client, &self.shared), if may_read => match step {
                     Some(step) => self.waiting = Some(step),
                     None => self.state = State::Finishing,
                 },
@@ -161,7 +166,11 @@ impl Run {
             return;
         }
         self.keys.push_back(step.key().cloned());
-        self.running.push_back(Box::pin(carry_out(Arc::clone(&self.client), self.shared, step)));
+        self.running.push_back(Box::pin(carry_out(
+            Arc::clone(&self.client),
+            self.shared.clone(),
+            step,
+        )));
     }
 
     fn end(&mut self) {
@@ -173,8 +182,25 @@ impl Run {
         self.client.watch.leaves_unread(self.source.broke_off());
     }
 
+    /// Refuses a value where a document's answer is long enough without it.
+    fn bounded(&self, done: Done) -> Done {
+        let bytes_max = self.shared.limits.batch_answer_bytes();
+        if self.answer_bytes < bytes_max
+            || self.framing == Framing::Lines
+            || !matches!(done, Done::Got(..))
+        {
+            return done;
+        }
+        let detail = format!(
+            "the batch's answer has {bytes_max} bytes already, the limit; ask for this key in \
+             another batch, or send the operations as lines of application/x-ndjson"
+        );
+        Done::Failed(Problem::new(Kind::TooLarge, detail))
+    }
+
     fn append(&mut self, done: &Done) {
         let out = &mut self.out;
+        let before = out.len();
         if self.framing == Framing::Document && self.results > 0 {
             out.push(b',');
         }
@@ -190,6 +216,7 @@ impl Run {
         if self.framing == Framing::Lines {
             out.push(b'\n');
         }
+        self.answer_bytes += out.len() - before;
     }
 }
 
@@ -202,30 +229,29 @@ impl Drop for Run {
 
 async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
     let started = Instant::now();
-    let coordinator = &client.node.coordinator;
     let (op, result) = match step {
         Step::Refused(problem) => return Done::Failed(problem),
-        Step::Get(key) => {
-            let read = Read { consistency: shared.consistency, min_version: None };
-            let result = match coordinator.get(key.as_bytes(), read).await {
-                Ok(Got { lookup: Lookup::Hit(found), stale }) => Ok(Done::Got(found, stale)),
-                Ok(Got { lookup: Lookup::Miss(_), stale }) => {
-                    Err(Problem::absent().with_stale(stale))
-                }
-                Err(error) => Err(error.into()),
-            };
-            (Op::Get, result)
-        }
-        Step::Write(write) => {
-            let op = counted_as(&write.operation);
-            let result = coordinator.write(write).await;
-            (op, result.map_err(Problem::from).and_then(written))
-        }
+        Step::Get(key) => (Op::Get, get(&client, &shared, &key).await),
+        Step::Write(write) => (counted_as(&write.operation), put(&client, &shared, write).await),
     };
     let done = result.unwrap_or_else(Done::Failed);
     let ok = !matches!(&done, Done::Failed(p) if p.kind.status().is_server_error());
     client.node.metrics.op(op).record(started.elapsed(), ok);
     done
+}
+
+async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Problem> {
+    shared.grant.check(Verb::Read, key.as_bytes())?;
+    let read = Read { consistency: shared.consistency, min_version: None };
+    match client.node.coordinator.get(key.as_bytes(), read).await? {
+        Got { lookup: Lookup::Hit(found), stale } => Ok(Done::Got(found, stale)),
+        Got { lookup: Lookup::Miss(_), stale } => Err(Problem::absent().with_stale(stale)),
+    }
+}
+
+async fn put(client: &Client, shared: &Shared, write: Write) -> Result<Done, Problem> {
+    shared.grant.check(Verb::Write, write.key.as_bytes())?;
+    written(client.node.coordinator.write(write).await?)
 }
 
 fn written(written: Written) -> Result<Done, Problem> {
@@ -266,7 +292,7 @@ enum Source {
 
 impl Source {
     /// The next operation, or nothing at the end. Giving up waiting for it loses nothing.
-    async fn next(&mut self, client: &Client, shared: Shared) -> Option<Step> {
+    async fn next(&mut self, client: &Client, shared: &Shared) -> Option<Step> {
         match self {
             Self::Steps(steps) => steps.next(),
             Self::Lines(lines) => lines.next(client, shared).await,
@@ -287,8 +313,9 @@ struct Lines {
     /// How far `buffer` has been searched for a line's end.
     searched: usize,
     index: u64,
-    /// The next operation's right is taken already.
+    /// The next operation's right is taken already, of the connection and of the token.
     paid: bool,
+    granted: bool,
     ended: bool,
     broke_off: bool,
 }
@@ -302,26 +329,24 @@ impl Lines {
             searched: 0,
             index: 0,
             paid: false,
+            granted: false,
             ended: false,
             broke_off: false,
         }
     }
 
-    async fn next(&mut self, client: &Client, shared: Shared) -> Option<Step> {
+    async fn next(&mut self, client: &Client, shared: &Shared) -> Option<Step> {
         loop {
             self.wait_for_right(client, shared).await;
             if let Some(line) = self.buffered_line() {
                 if line.trim_ascii().is_empty() {
                     continue;
                 }
-                self.paid = false;
+                (self.paid, self.granted) = (false, false);
                 self.index += 1;
                 let idempotency = self.header.as_deref().map(|h| IdempotencyKey::new(h, &[&line]));
-                return Some(Step::of_line(
-                    &line,
-                    self.index - 1,
-                    Shared { idempotency, ..shared },
-                ));
+                let shared = Shared { idempotency, ..shared.clone() };
+                return Some(Step::of_line(&line, self.index - 1, &shared));
             }
             if self.ended {
                 return None;
@@ -335,12 +360,18 @@ impl Lines {
         }
     }
 
-    /// A stream is held up by its rate limit rather than refused.
-    async fn wait_for_right(&mut self, client: &Client, shared: Shared) {
+    /// A stream is held up by its rate limits rather than refused.
+    async fn wait_for_right(&mut self, client: &Client, shared: &Shared) {
         while !self.paid {
-            match client.pause(shared.limits.rate) {
+            match client.pace.pause(shared.limits.rate) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => self.paid = true,
+            }
+        }
+        while !self.granted {
+            match shared.grant.pause() {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => self.granted = true,
             }
         }
     }
@@ -362,7 +393,7 @@ impl Lines {
     }
 
     /// Takes in one more piece of the body.
-    async fn fill(&mut self, shared: Shared) -> Result<(), Problem> {
+    async fn fill(&mut self, shared: &Shared) -> Result<(), Problem> {
         let line_bytes_max = shared.limits.batch_bytes();
         if self.buffer.len() > line_bytes_max {
             let detail = format!("a line is longer than {line_bytes_max} bytes");

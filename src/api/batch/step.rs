@@ -9,6 +9,7 @@ use hyper::header::HeaderValue;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Unexpected, Visitor};
 
+use super::super::conditions::{self, Etags};
 use super::super::params;
 use super::super::problem::{Kind, Problem};
 use super::super::settings::{BATCH_OPS_MAX, KEYED_BATCH_OPS_MAX};
@@ -19,6 +20,19 @@ use crate::shard::{Condition, Operation, Ttl};
 
 /// The names of the operations that a batch may hold.
 pub(in super::super) const OPS: [&str; 5] = ["put", "get", "delete", "incr", "touch"];
+
+/// The fields that an operation may have beside `op`.
+pub(in super::super) const FIELDS: [&str; 9] = [
+    "key",
+    "key_base64",
+    "value",
+    "value_base64",
+    "ttl",
+    "content_type",
+    "if_match",
+    "if_none_match",
+    "by",
+];
 
 /// Why a batch was not begun.
 #[derive(Debug, thiserror::Error)]
@@ -101,33 +115,21 @@ enum TtlField {
     Text(String),
 }
 
-/// An operation as it is written. A field is given or left out; `null` is neither.
+/// An operation as it is written. `null` stands for a field that is left out: many clients write
+/// every field that they know.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     op: OpName,
-    #[serde(default, deserialize_with = "given")]
     key: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     key_base64: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     value: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     value_base64: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     ttl: Option<TtlField>,
-    #[serde(default, deserialize_with = "given")]
     content_type: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     if_match: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     if_none_match: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     by: Option<Whole>,
-}
-
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
 }
 
 /// A whole number. JSON knows one kind of number only, so `5.0` is one as well.
@@ -211,7 +213,7 @@ impl Step {
     }
 
     /// Reads a line.
-    pub(super) fn of_line(line: &[u8], index: u64, shared: Shared) -> Self {
+    pub(super) fn of_line(line: &[u8], index: u64, shared: &Shared) -> Self {
         let parsed = serde_json::from_slice::<Written>(line).map_err(OpError::from);
         let step = parsed.and_then(|written| written.into_step(index, shared));
         step.unwrap_or_else(|error| Self::Refused(error.into()))
@@ -274,7 +276,7 @@ impl Batch {
     }
 
     /// All operations, checked before the first is begun.
-    pub(super) fn into_steps(self, shared: Shared) -> Result<Vec<Step>, Problem> {
+    pub(super) fn into_steps(self, shared: &Shared) -> Result<Vec<Step>, Problem> {
         let steps = self.ops.written.into_iter().enumerate().map(|(index, written)| {
             written.into_step(index as u64, shared).map_err(|error| {
                 let kind = error.kind();
@@ -286,7 +288,7 @@ impl Batch {
 }
 
 impl Written {
-    fn into_step(mut self, index: u64, shared: Shared) -> Result<Step, OpError> {
+    fn into_step(mut self, index: u64, shared: &Shared) -> Result<Step, OpError> {
         let key = Key::new(self.take_key()?, shared.limits.key_bytes)?;
         let condition = self.take_condition()?;
         let (ttl, by) = (self.take_ttl()?, self.by.take().map(|Whole(by)| by));
@@ -379,24 +381,24 @@ impl Written {
     }
 
     fn take_condition(&mut self) -> Result<Condition, OpError> {
-        match (self.if_match.take().as_deref(), self.if_none_match.take().as_deref()) {
-            (None, None) => Ok(Condition::Always),
-            (Some("*"), None) => Ok(Condition::Present),
-            (Some(text), None) => {
-                let expected = "* or a version as this server gave it out";
-                let malformed = OpError::Field { field: "if_match", expected };
-                params::version(text).map(Condition::Is).ok_or(malformed)
-            }
-            (None, Some("*")) => Ok(Condition::Absent),
-            (None, Some(_)) => {
-                Err(OpError::Field { field: "if_none_match", expected: "* (create only)" })
-            }
-            (Some(_), Some(_)) => {
-                let expected = "sent without if_none_match: only one condition can stand";
-                Err(OpError::Field { field: "if_match", expected })
-            }
-        }
+        let if_match = etags(self.if_match.take(), "if_match")?;
+        let if_none_match = etags(self.if_none_match.take(), "if_none_match")?;
+        conditions::of_write(if_match, if_none_match).map_err(|_| OpError::Field {
+            field: "if_match",
+            expected: "sent without if_none_match: only one condition can stand",
+        })
     }
+}
+
+/// ETags as in the header fields, or a version without quotes.
+fn etags(text: Option<String>, field: &'static str) -> Result<Option<Etags>, OpError> {
+    let Some(text) = text else { return Ok(None) };
+    let etags = match params::digits(&text) {
+        Some(version) => Some(Etags::of(version)),
+        None => Etags::parse(std::iter::once(text.as_bytes())),
+    };
+    let expected = "* or versions as this server gave them out";
+    etags.map(Some).ok_or(OpError::Field { field, expected })
 }
 
 fn decoded(text: &str, field: &'static str) -> Result<Bytes, OpError> {
@@ -409,13 +411,19 @@ mod tests {
 
     use super::*;
     use crate::api::settings::Settings;
+    use crate::api::tokens::Grant;
     use crate::coordinator::Consistency;
     use crate::entry::Version;
 
     fn step(line: &str) -> Result<Step, String> {
         let limits = Settings { max_value_bytes: 4, ..Settings::default() }.limits();
-        let shared = Shared { limits, consistency: Consistency::One, idempotency: None };
-        match Step::of_line(line.as_bytes(), 0, shared) {
+        let shared = Shared {
+            limits,
+            grant: Grant::default(),
+            consistency: Consistency::One,
+            idempotency: None,
+        };
+        match Step::of_line(line.as_bytes(), 0, &shared) {
             Step::Refused(problem) => {
                 Err(serde_json::to_value(problem.fields()).unwrap()["detail"].to_string())
             }
@@ -452,6 +460,14 @@ mod tests {
     }
 
     #[test]
+    fn null_stands_for_a_field_that_is_left_out() {
+        let nulls: String = FIELDS[1..].iter().map(|field| format!(",\"{field}\":null")).collect();
+        let left_out = step(r#"{"op":"touch","key":"a"}"#).unwrap();
+        let null = step(&format!(r#"{{"op":"touch","key":"a"{nulls}}}"#)).unwrap();
+        assert_eq!(format!("{null:?}"), format!("{left_out:?}"));
+    }
+
+    #[test]
     fn what_is_wrong_with_an_operation_is_named() {
         for (line, named) in [
             (r#"{"op":"get"}"#, "key"),
@@ -463,7 +479,10 @@ mod tests {
             (r#"{"op":"put","key":"a","value":"1","ttl":0}"#, "ttl"),
             (r#"{"op":"put","key":"a","value":"1","ttl":-1}"#, "ttl"),
             (r#"{"op":"put","key":"a","value":"1","ttl":1.5}"#, "ttl"),
-            (r#"{"op":"put","key":"a","value":"1","ttl":null}"#, "null"),
+            (r#"{"op":"put","key":null,"value":"1"}"#, "key"),
+            (r#"{"op":"put","key":"a","value":null}"#, "value"),
+            (r#"{"op":null,"key":"a"}"#, "column 7"),
+            (r#"{"op":"get","key":"a","tll":null}"#, "tll"),
             (r#"{"op":"incr","key":"a","by":1.5}"#, "64-bit integer"),
             (r#"{"op":"incr","key":"a","by":"1"}"#, "64-bit integer"),
             (r#"{"op":"put","key":"a","value":"1","tll":"1s"}"#, "tll"),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use utoipa::openapi::schema::{
-    AdditionalProperties, AnyOfBuilder, ArrayBuilder, ComponentsBuilder, ObjectBuilder,
+    AdditionalProperties, AnyOfBuilder, ArrayBuilder, ComponentsBuilder, Object, ObjectBuilder,
     OneOfBuilder, Schema, SchemaType, Type,
 };
 use utoipa::openapi::{Ref, RefOr};
@@ -10,7 +10,7 @@ use utoipa::openapi::{Ref, RefOr};
 use super::super::batch;
 use super::super::problem::Kind;
 use super::super::settings::{BATCH_OPS_MAX, Limits};
-use super::{SPAN_PATTERN, VERSION_PATTERN};
+use super::{ETAGS_PATTERN, SPAN_PATTERN, VERSION_PATTERN};
 
 /// A string.
 pub(super) fn string() -> ObjectBuilder {
@@ -167,7 +167,7 @@ fn operations(limits: Limits) -> OneOfBuilder {
 const BASE64_PATTERN: &str =
     "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 
-fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> ObjectBuilder {
+fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> Object {
     let bytes = |field: &str, min: usize, max: usize| match field.ends_with("_base64") {
         // Four characters stand for three bytes.
         true => {
@@ -189,18 +189,18 @@ fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> Object
     if let Some(value) = value {
         let about = "At most max_value_bytes";
         let bytes = bytes(value, 0, limits.value_bytes).description(Some(about));
-        let content_type = string().pattern(Some("^([!-~]([ -~]{0,253}[!-~])?)?$"));
+        let content_type = nullable(Type::String);
+        let content_type = content_type.pattern(Some("^([!-~]([ -~]{0,253}[!-~])?)?$"));
         object =
             object.property(value, bytes).required(value).property("content_type", content_type);
     }
     if op != "get" {
-        let if_match = string().pattern(Some(format!("^\\*$|{VERSION_PATTERN}")));
-        object = object
-            .property("if_match", if_match)
-            .property("if_none_match", string().enum_values(Some(["*"])));
+        let etags =
+            || nullable(Type::String).pattern(Some(format!("{ETAGS_PATTERN}|{VERSION_PATTERN}")));
+        object = object.property("if_match", etags()).property("if_none_match", etags());
     }
     if op == "incr" {
-        let by = ObjectBuilder::new().schema_type(Type::Integer);
+        let by = nullable(Type::Integer);
         let bound = 1_i64 << 53;
         object = object
             .property("by", by.minimum(Some(-(bound as f64))).maximum(Some(bound as f64)))
@@ -209,6 +209,12 @@ fn operation(op: &str, key: &str, value: Option<&str>, limits: Limits) -> Object
     if op == "put" || op == "touch" {
         object = object.property("ttl", ttl(&format!("^({SPAN_PATTERN}|keep)$")));
     }
+    // `null` stands for a field that is left out, of whatever operation.
+    let mut object = object.build();
+    for field in batch::FIELDS {
+        let null = || Schema::from(ObjectBuilder::new().schema_type(Type::Null)).into();
+        object.properties.entry(field.to_owned()).or_insert_with(null);
+    }
     object
 }
 
@@ -216,6 +222,7 @@ fn ttl(pattern: &str) -> OneOfBuilder {
     OneOfBuilder::new()
         .item(string().pattern(Some(pattern)))
         .item(integer(1, 3_153_600_000).description(Some("Seconds")))
+        .item(ObjectBuilder::new().schema_type(Type::Null))
 }
 
 fn result() -> ObjectBuilder {

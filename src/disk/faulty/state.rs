@@ -28,6 +28,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) bytes_left: Option<u64>,
+    pub(super) room: Option<u64>,
     pub(super) short_writes: bool,
     pub(super) writes_until_failure: Option<u64>,
     pub(super) syncs_until_failure: Option<u64>,

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::api::{Rights, Verb};
 
 #[tokio::test]
 async fn each_action_reaches_the_node_and_reports() {
@@ -130,9 +131,40 @@ async fn without_a_token_neither_web_pages_nor_proxies_on_the_machine_may_act() 
     for header in ["origin", "x-forwarded-for", "forwarded"] {
         let answer = ask(&node, LOCAL, Method::POST, "/admin/drain", &[(header, "x")]).await;
         assert_eq!(answer.status, 403);
-        assert!(answer.detail().contains(header));
+        assert!(answer.detail().to_lowercase().contains(header), "{}", answer.text);
     }
     assert!(node.told.lock().is_empty());
+}
+
+#[tokio::test]
+async fn actions_are_for_operators_and_metrics_for_whom_they_are_given() {
+    let holder = |name: &str, verbs: &[Verb]| {
+        let rights = Rights { verbs: verbs.to_vec(), prefixes: Vec::new(), rate: None };
+        Holder::new(name, [name], Some(rights), TokenMetrics::default())
+    };
+    let node = Arc::new(Fake::with_holders([
+        holder("shop", &[Verb::Read, Verb::Write]),
+        holder("grafana", &[Verb::Metrics]),
+        holder("operator", &[Verb::Admin]),
+    ]));
+    let status = async |method: Method, path: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        ask(&node, LOCAL, method, path, &[("authorization", &bearer)]).await.status.as_u16()
+    };
+    for (token, drained, metrics) in
+        [("shop", 403, 403), ("grafana", 403, 200), ("operator", 200, 200), ("stranger", 401, 401)]
+    {
+        assert_eq!(
+            status(Method::POST, "/admin/log-level?level=debug", token).await,
+            drained,
+            "{token}"
+        );
+        assert_eq!(status(Method::GET, "/metrics", token).await, metrics, "{token}");
+        for open in ["/live", "/ready", "/cluster", "/stats"] {
+            assert_eq!(status(Method::GET, open, token).await, 200, "{open} for {token}");
+        }
+    }
+    assert_eq!(ask(&node, LOCAL, Method::GET, "/metrics", &[]).await.status, 401);
 }
 
 #[tokio::test]

@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use tower_service::Service;
 
 use super::*;
-use crate::api::Tokens;
+use crate::api::{Holder, Sites, Tokens};
 use crate::controller::ShardState;
-use crate::metrics::{Readings, ShardCounts};
+use crate::metrics::{Readings, ShardCounts, TokenMetrics};
 
 const LOCAL: &str = "127.0.0.1:5000";
 const LOCAL_6: &str = "[::1]:5000";
@@ -32,6 +32,7 @@ struct Fake {
     status: Mutex<Status>,
     stoppable: Mutex<Result<(), String>>,
     tokens: Arc<Tokens>,
+    sites: Arc<Sites>,
     told: Mutex<Vec<String>>,
     reload: Mutex<Option<Result<Reloaded, ActionError>>>,
     snapshot_may_end: Notify,
@@ -45,6 +46,7 @@ impl Fake {
             status: Mutex::new(serving()),
             stoppable: Mutex::new(Ok(())),
             tokens: Arc::default(),
+            sites: Arc::default(),
             told: Mutex::default(),
             reload: Mutex::default(),
             snapshot_may_end: Notify::new(),
@@ -67,7 +69,11 @@ impl Fake {
     }
 
     fn with_tokens(tokens: &[&str]) -> Self {
-        Self { tokens: Arc::new(Tokens::new(tokens)), ..Self::new() }
+        Self::with_holders([Holder::new("auth_token", tokens, None, TokenMetrics::default())])
+    }
+
+    fn with_holders(holders: impl IntoIterator<Item = Holder>) -> Self {
+        Self { tokens: Arc::new(holders.into_iter().collect()), ..Self::new() }
     }
 
     fn tell(&self, what: impl Into<String>) {
@@ -120,6 +126,10 @@ impl Node for Fake {
 
     fn tokens(&self) -> Arc<Tokens> {
         Arc::clone(&self.tokens)
+    }
+
+    fn sites(&self) -> Arc<Sites> {
+        Arc::clone(&self.sites)
     }
 
     async fn reload(&self) -> Result<Reloaded, ActionError> {
@@ -226,6 +236,9 @@ async fn ask(
     headers: &[(&str, &str)],
 ) -> Answer {
     let mut request = axum::http::Request::builder().method(method).uri(uri);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "192.0.2.1:7702");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

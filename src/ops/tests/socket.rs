@@ -29,14 +29,14 @@ async fn exchange(addr: SocketAddr, request: &str) -> String {
 async fn the_port_answers_over_a_socket_and_closes_when_told() {
     let node = Arc::new(Fake::new());
     let (addr, stop, serving) = open(&node).await;
-    let close = "Host: x\r\nConnection: close\r\n\r\n";
+    let close = "Host: localhost\r\nConnection: close\r\n\r\n";
     let health = exchange(addr, &format!("GET /health HTTP/1.1\r\n{close}")).await;
     assert!(health.starts_with("HTTP/1.1 200 OK\r\n"), "{health}");
     let action = exchange(addr, &format!("POST /admin/snapshot HTTP/1.1\r\n{close}")).await;
     assert!(action.starts_with("HTTP/1.1 200 OK\r\n"), "{action}");
 
     let mut idle = TcpStream::connect(addr).await.unwrap();
-    idle.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    idle.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut some = [0; 15];
     idle.read_exact(&mut some).await.unwrap();
     stop.cancel();
@@ -61,7 +61,7 @@ async fn an_action_runs_to_its_end_when_its_asker_hangs_up() {
     node.snapshot_waits.store(true, Ordering::Relaxed);
     let (addr, _stop, _serving) = open(&node).await;
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(b"POST /admin/snapshot HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream.write_all(b"POST /admin/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     while node.told.lock().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -82,7 +82,7 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut some = [0; 15];
         stream.read_exact(&mut some).await.unwrap();
         held.push(stream);

@@ -312,3 +312,53 @@ async fn unknown_paths_and_methods_are_problems_that_say_what_there_is() {
     assert_eq!(ask(&node, FAR, Method::POST, "/health", &[]).await.status, 405);
     assert!(node.told.lock().is_empty());
 }
+
+/// What a web page's request can look like, and what a request can that names no address.
+const FOREIGN: [(&str, &str); 4] = [
+    ("host", "evil.example:7702"),
+    ("origin", "https://evil.example"),
+    ("origin", "null"),
+    ("sec-fetch-site", "cross-site"),
+];
+
+#[tokio::test]
+async fn without_a_token_no_web_page_sees_anything() {
+    let node = Arc::new(Fake::new());
+    for line in FOREIGN {
+        for uri in ["/health", "/metrics", "/config", "/cluster", "/nowhere"] {
+            let refused = ask(&node, LOCAL, Method::GET, uri, &[line]).await;
+            assert_eq!(refused.status, 403, "{uri} {line:?}");
+            assert!(refused.detail().contains("auth_token"));
+        }
+    }
+    let sites = Sites::new(["evil.example".to_owned()], ["https://evil.example".to_owned()]);
+    let open = Arc::new(Fake { sites: Arc::new(sites), ..Fake::new() });
+    let page = &FOREIGN[..2];
+    assert_eq!(ask(&open, LOCAL, Method::GET, "/metrics", page).await.status, 200);
+    let closed = Arc::new(Fake::with_tokens(&["token"]));
+    for line in FOREIGN {
+        assert_eq!(ask(&closed, LOCAL, Method::GET, "/metrics", &[line]).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_leaves_doubt_is_refused_and_ends_its_connection() {
+    let node = Arc::new(Fake::new());
+    for (lines, status) in [
+        (&[("transfer-encoding", "gzip, chunked")][..], 501),
+        (&[("transfer-encoding", "chunked, chunked")], 400),
+        (&[("host", "localhost"), ("host", "localhost")], 400),
+        (&[("host", "a b")], 400),
+    ] {
+        let refused = ask(&node, LOCAL, Method::GET, "/live", lines).await;
+        assert_eq!(refused.status.as_u16(), status);
+        assert_eq!(refused.headers["connection"], "close");
+        refused.detail();
+    }
+    let chunked =
+        ask(&node, LOCAL, Method::GET, "/live", &[("transfer-encoding", "chunked")]).await;
+    assert_eq!(chunked.status, StatusCode::OK);
+    assert_eq!(chunked.headers["connection"], "close");
+    let plain = get(&node, "/live").await;
+    assert_eq!((plain.status, plain.headers.get("connection")), (StatusCode::OK, None));
+}

@@ -284,7 +284,7 @@ impl Authority {
         let (cert_file, key_file) = (self.file("node.crt"), self.file("node.key"));
         std::fs::write(&cert_file, certificate.pem()).unwrap();
         std::fs::write(&key_file, key.serialize_pem()).unwrap();
-        Tls::load(&cert_file, &key_file, trusted).unwrap()
+        Tls::load(&cert_file, &key_file, trusted, None).unwrap()
     }
 }
 

@@ -1,0 +1,120 @@
+//! Tokens by name, each with what it is for: the key `auth_tokens`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::check::{SECRET_BYTES_ADVISED, secrets_in};
+use super::secret::{Secret, Secrets};
+use super::setting::{Setting, Shape};
+use crate::api::Verb;
+
+/// What `auth_token` is called where a token's name is shown.
+pub const EVERYTHING: &str = "auth_token";
+
+/// Most of them: each request's token is compared with all.
+const TOKENS_MAX: usize = 256;
+/// Longest name, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// A token with a name, or several while it is rotated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedToken {
+    /// The name, for logs and metrics.
+    pub name: String,
+    /// File with the tokens, one a line; all are accepted.
+    pub file: PathBuf,
+    /// What it may do.
+    pub verbs: Vec<Verb>,
+    /// What keys must begin with, one or another; none: they may be any.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
+    /// Operations a second over all its connections to a node, and at once after a rest. 0: no limit.
+    #[serde(default)]
+    pub rate: u32,
+    /// What the file holds.
+    #[serde(skip)]
+    pub secrets: Secrets,
+}
+
+impl Setting for Vec<NamedToken> {
+    const SHAPE: Shape = Shape::Json;
+    const EXPECTS: &'static str = "a list of objects, each with name, file and verbs (of read, \
+         write, admin, metrics), and if wanted prefixes and rate";
+
+    fn read(json: &Json) -> Option<Self> {
+        json.as_array()?.iter().map(|one| NamedToken::deserialize(one).ok()).collect()
+    }
+
+    fn show(&self) -> Json {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn misfit(json: &Json) -> Option<String> {
+        let mut tokens = json.as_array()?.iter().enumerate();
+        let fault = |(at, one)| NamedToken::deserialize(one).err().map(|error| (at, error));
+        tokens
+            .find_map(fault)
+            .map(|(at, error)| format!("its entry {} does not fit: {error}", at + 1))
+    }
+}
+
+/// What is wrong with a key, and how to mend it.
+type Fault = (String, String);
+
+/// Reads the tokens' files.
+///
+/// # Errors
+/// What is wrong with the first file at fault.
+pub(super) fn read_files(tokens: &mut [NamedToken]) -> Result<(), Fault> {
+    for token in tokens {
+        token.secrets = secrets_in(&token.file)
+            .map_err(|(what, mend)| (format!("the file of {}: {what}", token.name), mend))?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the tokens, beside the ones that open everything.
+pub(super) fn faults(tokens: &[NamedToken], everything: &Secrets) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut fault = |what: String, mend: &str| faults.push((what, mend.to_owned()));
+    if tokens.len() > TOKENS_MAX {
+        fault(format!("holds {} tokens", tokens.len()), "give at most 256");
+    }
+    let (mut names, mut texts) = (BTreeSet::from([EVERYTHING]), BTreeSet::new());
+    texts.extend(everything.iter().map(Secret::expose));
+    for token in tokens {
+        let name = &token.name;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+            let mend = "use 1 to 64 letters, digits, dots, hyphens and underscores";
+            fault(format!("{name:?} is no name for a token"), mend);
+        } else if !names.insert(name) {
+            fault(format!("{name} is taken already"), "give each token a name of its own");
+        }
+        if token.verbs.is_empty() {
+            let mend = "give it some of read, write, admin, metrics";
+            fault(format!("{name} has no verbs, so it is for nothing"), mend);
+        }
+        if token.prefixes.iter().any(String::is_empty) {
+            let mend = "leave prefixes out if it is for all keys";
+            fault(format!("{name} has an empty prefix"), mend);
+        }
+        // Whose it is could not be told.
+        if !token.secrets.iter().all(|secret| texts.insert(secret.expose())) {
+            let mend = "give each name a token of its own, made with `aegiskv token`";
+            fault(format!("{name} has a token that stands elsewhere as well"), mend);
+        }
+    }
+    faults
+}
+
+/// Names of those with a token that is short.
+pub(super) fn short(tokens: &[NamedToken]) -> Vec<&str> {
+    let is_short = |secret: &Secret| secret.expose().len() < SECRET_BYTES_ADVISED;
+    let short = tokens.iter().filter(|token| token.secrets.iter().any(is_short));
+    short.map(|token| token.name.as_str()).collect()
+}
