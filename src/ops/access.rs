@@ -76,10 +76,10 @@ pub(super) async fn guard_metrics<N: Node>(
     next: Next,
 ) -> Response {
     let tokens = shared.node.tokens();
-    if tokens.guard_metrics() {
-        if let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers()) {
-            return problem.into_response();
-        }
+    if tokens.guard_metrics()
+        && let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers())
+    {
+        return problem.into_response();
     }
     next.run(request).await
 }

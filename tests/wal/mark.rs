@@ -43,7 +43,9 @@ fn zero(disk: &Faulty, path: &std::path::Path) {
 }
 
 /// What befalls a log's last segment.
-const LOSSES: [(&str, fn(&Faulty, u64)); 4] = [
+type Loss = fn(&Faulty, u64);
+
+const LOSSES: [(&str, Loss); 4] = [
     ("gone", |disk, first| disk.remove(&segment_path(first)).unwrap()),
     ("emptied", |disk, first| cut(disk, &segment_path(first), 0)),
     ("zeroed", |disk, first| zero(disk, &segment_path(first))),
