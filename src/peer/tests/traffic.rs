@@ -291,8 +291,9 @@ async fn a_connection_that_falls_silent_leaves_the_others_and_takes_over_again()
     let (one, two) = (impatient(1).start().await, member(2).start().await);
     let proxy = Proxy::to(two.addr()).await;
     one.dial(&[(2, &proxy.addr)]);
-    two.dial(&[(1, &one.addr())]);
+    // By its own connection: there is no other yet.
     one.until_up(2).await;
+    two.dial(&[(1, &one.addr())]);
     two.until_up(1).await;
     proxy.open.send_replace(false);
     assert_eq!(one.until_down(2).await, Down::Silent);
