@@ -119,8 +119,8 @@ fn recognise(
     if OPEN.contains(&request.uri().path()) {
         return Ok(Grant::default());
     }
-    let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-    let holder = header.and_then(bearer).and_then(|token| settings.tokens.holder(token));
+    let header = request.headers().get(AUTHORIZATION);
+    let holder = header.and_then(|header| settings.tokens.shown_in(header));
     holder.map(Grant::of).ok_or_else(|| {
         node.metrics.unauthorized.inc();
         let detail = match header {
@@ -144,12 +144,6 @@ fn pace(
     }
     client.pace.spend(settings.rate, 1)?;
     grant.spend(1)
-}
-
-/// The token in an `Authorization` field, RFC 6750 §2.1.
-fn bearer(header: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = header.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
 /// Completes an answer with what depends on the request and the connection.

@@ -29,6 +29,7 @@ use super::client::{Client, Node};
 use super::dispatch;
 use super::settings::Settings;
 use super::tls::Material;
+use super::tokens::Tokens;
 use super::watch::{Entered, Order, Registry, Watch, tick_interval};
 use super::wire::{Protocol, Stream, Wire};
 use crate::coordinator::Coordinator;
@@ -95,6 +96,11 @@ impl Server {
             active: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
         }))
+    }
+
+    /// The tokens in force.
+    pub fn tokens(&self) -> Tokens {
+        self.0.node.settings.load().tokens.clone()
     }
 
     /// Puts new settings in force, for open connections as well.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -134,13 +135,20 @@ impl Tokens {
     }
 
     /// Whose token `presented` is. The time taken tells the lengths, and whose it is.
-    pub fn holder(&self, presented: &[u8]) -> Option<&Arc<Holder>> {
+    fn holder(&self, presented: &[u8]) -> Option<&Arc<Holder>> {
         let is_of = |holder: &Holder| {
             let compared = holder.tokens.iter().map(|token| token.ct_eq(presented));
             bool::from(compared.fold(Choice::from(0), |any, one| any | one))
         };
         // All are compared, wherever it is found.
         self.0.iter().fold(None, |found, holder| if is_of(holder) { Some(holder) } else { found })
+    }
+
+    /// Who shows one of the tokens in an `Authorization` field, RFC 6750 §2.1.
+    pub fn shown_in(&self, header: &HeaderValue) -> Option<&Arc<Holder>> {
+        let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
+        let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
+        is_bearer.then(|| self.holder(token.trim_ascii())).flatten()
     }
 
     /// Whether the metrics ask for a token: they do once one is set that is for them by name.

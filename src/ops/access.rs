@@ -100,11 +100,7 @@ fn with_token<N>(
             "this needs the header `Authorization: Bearer TOKEN` with one of the node's tokens",
         ));
     };
-    let token = match value.as_bytes().split_at_checked("Bearer ".len()) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token.trim_ascii(),
-        _ => b"",
-    };
-    let Some(holder) = tokens.holder(token) else {
+    let Some(holder) = tokens.shown_in(value) else {
         return Err(unauthorized("the token is none that this node accepts"));
     };
     let judged = holder.may(verb).map_err(Problem::forbidden);

@@ -334,7 +334,7 @@ impl ops::Node for Node {
     }
 
     fn tokens(&self) -> Arc<api::Tokens> {
-        Arc::new(super::tokens(&Node::config(self).config, &self.metrics))
+        Arc::new(self.api.tokens())
     }
 
     fn sites(&self) -> Arc<api::Sites> {

@@ -304,6 +304,16 @@ impl Source {
     }
 }
 
+/// Takes a right, unless it is taken, however long that takes.
+async fn take(is_taken: &mut bool, pause: impl Fn() -> Option<Duration>) {
+    while !*is_taken {
+        match pause() {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => *is_taken = true,
+        }
+    }
+}
+
 /// A body, line by line.
 struct Lines {
     body: Body,
@@ -362,18 +372,8 @@ impl Lines {
 
     /// A stream is held up by its rate limits rather than refused.
     async fn wait_for_right(&mut self, client: &Client, shared: &Shared) {
-        while !self.paid {
-            match client.pace.pause(shared.limits.rate) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => self.paid = true,
-            }
-        }
-        while !self.granted {
-            match shared.grant.pause() {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => self.granted = true,
-            }
-        }
+        take(&mut self.paid, || client.pace.pause(shared.limits.rate)).await;
+        take(&mut self.granted, || shared.grant.pause()).await;
     }
 
     fn buffered_line(&mut self) -> Option<Bytes> {
