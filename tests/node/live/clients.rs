@@ -186,25 +186,27 @@ async fn opened(node: &Node) -> [[u16; 2]; 2] {
     statuses
 }
 
-pub(super) async fn auth_token() {
-    let mut home = Home::new(json!({ "auth_token": TOKENS[0] }));
+/// The first token is in force, and after a reload the second.
+async fn replaces_tokens(mut home: Home, [first, second]: [Value; 2]) {
+    home.set(first);
     let node = home.start().await;
     assert_eq!(opened(&node).await, [[404, 200], [401, 401]]);
-    reload(&mut home, &node, json!({ "auth_token": TOKENS[1] })).await;
+    reload(&mut home, &node, second).await;
     assert_eq!(opened(&node).await, [[401, 401], [404, 200]]);
 }
 
+pub(super) async fn auth_token() {
+    let settings = TOKENS.map(|token| json!({ "auth_token": token }));
+    replaces_tokens(Home::new(json!({})), settings).await;
+}
+
 pub(super) async fn auth_token_file() {
-    let mut home = Home::new(json!({}));
+    let home = Home::new(json!({}));
     let files = [0, 1].map(|n| home.dir.path().join(format!("token{n}")));
     for (file, token) in files.iter().zip(TOKENS) {
         fs::write(file, token).unwrap();
     }
-    home.set(json!({ "auth_token_file": files[0] }));
-    let node = home.start().await;
-    assert_eq!(opened(&node).await, [[404, 200], [401, 401]]);
-    reload(&mut home, &node, json!({ "auth_token_file": files[1] })).await;
-    assert_eq!(opened(&node).await, [[401, 401], [404, 200]]);
+    replaces_tokens(home, files.map(|file| json!({ "auth_token_file": file }))).await;
 }
 
 pub(super) async fn auth_tokens() {
