@@ -61,7 +61,8 @@ impl Layers {
     pub(super) fn add_document(&mut self, document: &Document) {
         let origin = document.path.display().to_string();
         if let Some((what, mend)) = byte_order_mark(&document.text) {
-            return self.problems.push(Problem::with_source(origin, what, mend));
+            let problem = Problem::with_source(origin, what, mend);
+            return self.problems.push(Problem { position: Some((1, 1)), ..problem });
         }
         let entries = match parse(&document.text) {
             Ok(entries) => entries,

@@ -75,7 +75,9 @@ fn document() -> impl Strategy<Value = Vec<u8>> {
             bytes
         },
     );
-    prop_oneof![4 => entries, 2 => damaged, 1 => vec(any::<u8>(), 1..60)]
+    let marks = select(vec![&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"]);
+    let marked = (marks, document_bytes()).prop_map(|(mark, bytes)| [mark, &bytes].concat());
+    prop_oneof![4 => entries, 2 => damaged, 1 => vec(any::<u8>(), 1..60), 1 => marked]
 }
 
 fn document_bytes() -> impl Strategy<Value = Vec<u8>> {

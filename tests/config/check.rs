@@ -373,12 +373,14 @@ fn an_empty_secret_is_warned_of_wherever_it_stands() {
 fn a_byte_order_mark_is_named() {
     assert_eq!(
         file("\u{feff}{}").problems(),
-        ["test.json: begins with a byte-order mark; save it as UTF-8 without one (no BOM)"]
+        ["test.json: line 1, column 1: begins with a byte-order mark; save it as UTF-8 without \
+            one (no BOM)"]
     );
     for mark in [[0xff, 0xfe], [0xfe, 0xff]] {
         let mut inputs = file("");
         inputs.documents[0].text = [&mark[..], b"{\0}\0"].concat();
-        assert_eq!(inputs.problems(), ["test.json: is UTF-16; save it as UTF-8"]);
+        let said = "test.json: line 1, column 1: is UTF-16; save it as UTF-8";
+        assert_eq!(inputs.problems(), [said]);
     }
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("secret");
