@@ -3,6 +3,7 @@
 
 use super::{Node, Peer, Problem, Shared};
 use crate::api::{Tokens, Verb, framing};
+use crate::complaint::{brief, complain};
 use axum::extract::{Extension, Request, State};
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, TRANSFER_ENCODING,
@@ -58,11 +59,13 @@ pub(super) async fn guard<N: Node>(
     };
     match allowed {
         Ok(token) => {
-            tracing::info!(%peer, action = request.uri().path(), token, "operator's request");
+            let action = brief(request.uri().path());
+            tracing::info!(%peer, %action, token, "operator's request");
             next.run(request).await
         }
         Err(problem) => {
-            tracing::warn!(%peer, action = request.uri().path(), "operator's request refused");
+            let (kind, action) = (problem.kind(), brief(request.uri().path()));
+            complain!(WARN, kind, %peer, %action, "operator's request refused");
             problem.into_response()
         }
     }

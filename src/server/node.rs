@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::api;
+use crate::complaint;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
 use crate::entry::Timestamp;
@@ -146,6 +147,9 @@ impl Node {
         };
         for (to, lines) in self.log_drops.take() {
             self.metrics.log_dropped(to, lines);
+        }
+        for (from, about, lines) in complaint::take_dropped() {
+            self.metrics.log_suppressed(from, about, lines);
         }
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
