@@ -1,6 +1,7 @@
 //! Which requests are taken at all, and who may act on the node: whoever has a token, or, while
 //! none is set, whoever is on the machine.
 
+use super::places::Visit;
 use super::{Node, Peer, Problem, Shared};
 use crate::api::{Tokens, Verb, framing};
 use crate::complaint::{brief, complain};
@@ -20,6 +21,12 @@ pub(super) async fn admit<N: Node>(
     request: Request,
     next: Next,
 ) -> Response {
+    match request.uri().path() {
+        "/live" | "/health" | "/ready" => shared.lanes.probes.pass().await,
+        // Operators wait for no stranger.
+        _ if shows_token(&shared.node.tokens(), request.headers()) => {}
+        _ => shared.lanes.others.pass().await,
+    }
     let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
         if !shared.node.tokens().is_empty() {
             return Ok(());
@@ -43,10 +50,15 @@ pub(super) async fn admit<N: Node>(
     response
 }
 
+fn shows_token(tokens: &Tokens, headers: &HeaderMap) -> bool {
+    headers.get(AUTHORIZATION).is_some_and(|value| tokens.shown_in(value).is_some())
+}
+
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(
     State(shared): State<Shared<N>>,
     Extension(Peer(peer)): Extension<Peer>,
+    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -61,6 +73,7 @@ pub(super) async fn guard<N: Node>(
         Ok(token) => {
             let action = brief(request.uri().path());
             tracing::info!(%peer, %action, token, "operator's request");
+            let _trusted = visit.map(|Extension(visit)| visit.trust());
             next.run(request).await
         }
         Err(problem) => {
@@ -75,15 +88,18 @@ pub(super) async fn guard<N: Node>(
 /// is for them by name.
 pub(super) async fn guard_metrics<N: Node>(
     State(shared): State<Shared<N>>,
+    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
     let tokens = shared.node.tokens();
-    if tokens.guard_metrics()
-        && let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers())
-    {
+    if !tokens.guard_metrics() {
+        return next.run(request).await;
+    }
+    if let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers()) {
         return problem.into_response();
     }
+    let _trusted = visit.map(|Extension(visit)| visit.trust());
     next.run(request).await
 }
 

@@ -269,6 +269,14 @@ impl Node {
 }
 
 impl ops::Node for Node {
+    fn life(&self) -> ops::Life {
+        ops::Life {
+            node_id: self.config().config.node_id.clone(),
+            phase: self.phase(),
+            uptime: self.started.elapsed(),
+        }
+    }
+
     fn status(&self) -> ops::Status {
         let loaded = self.config();
         let config = &loaded.config;
