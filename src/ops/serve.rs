@@ -54,8 +54,13 @@ const HEADERS_MAX: usize = 64;
 const RECV_BUFFER_BYTES: u32 = 32 * 1024;
 const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 
-/// Connections that the system holds until they are taken in.
-const BACKLOG: u32 = 1024;
+/// Connections that the system holds until they are taken in; the next one would try again only after
+/// a second.
+const BACKLOG: u32 = 4096;
+
+/// Connections that are taken in before those that were get a turn: far fewer than there are places, so
+/// that none is cut off for the next before it was looked at.
+const ACCEPTED_AT_ONCE_MAX: u32 = 16;
 
 /// Pause after the system refused to hand over a connection (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -114,6 +119,7 @@ impl Listener {
     pub async fn serve(self, router: Router, stop: CancellationToken) {
         let places = Places::new(CONNECTIONS_MAX);
         let connections = TaskTracker::new();
+        let mut at_once = 0;
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -128,8 +134,11 @@ impl Listener {
                         connections.spawn(one).abort_handle()
                     });
                     tell(&entered, peer);
-                    // However many come at once, each has a moment before the next takes its place.
-                    yield_now().await;
+                    at_once += 1;
+                    if at_once == ACCEPTED_AT_ONCE_MAX {
+                        at_once = 0;
+                        yield_now().await;
+                    }
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {

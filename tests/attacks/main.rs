@@ -8,4 +8,5 @@
 
 mod clients;
 mod harness;
+mod operations;
 mod wire;
