@@ -18,14 +18,17 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Takes a request in, or says what is wrong with its head.
 pub(super) async fn admit<N: Node>(
     State(shared): State<Shared<N>>,
+    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match request.uri().path() {
-        "/live" | "/health" | "/ready" => shared.lanes.probes.pass().await,
+    let is_probe = matches!(request.uri().path(), "/live" | "/health" | "/ready");
+    let _probe = visit.filter(|_| is_probe).map(|Extension(visit)| visit.probe());
+    if is_probe {
+        shared.lanes.probes.pass().await;
+    } else if !shows_token(&shared.node.tokens(), request.headers()) {
         // Operators wait for no stranger.
-        _ if shows_token(&shared.node.tokens(), request.headers()) => {}
-        _ => shared.lanes.others.pass().await,
+        shared.lanes.others.pass().await;
     }
     let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
         if !shared.node.tokens().is_empty() {

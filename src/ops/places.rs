@@ -2,9 +2,11 @@
 //!
 //! Invariant: when one too many comes, room is made for it. Of the address that would hold the most
 //! places, the newcomer's counted, the one goes that has been without a request for longest; so
-//! whoever holds many places loses its own, and a health check gets through. A connection that an
-//! operator's request is being carried out for keeps its place.
+//! whoever holds many places loses its own. No newcomer goes before what it sent was looked at, and no
+//! health check under way while there is another; so these get through, however many come. A connection
+//! that an operator's request is being carried out for keeps its place.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -60,6 +62,10 @@ pub(super) struct Place {
     /// When it asked last, by [`Places::requests`].
     last: AtomicU64,
     has_asked: AtomicBool,
+    /// Whether what it sent was looked at.
+    is_seen: AtomicBool,
+    /// Health checks that are being answered.
+    probes: AtomicU32,
     /// Requests of an operator that are being carried out.
     trusted: AtomicU32,
     /// Since when part of an answer has been waiting to be taken.
@@ -80,9 +86,9 @@ pub(super) struct Visit {
     place: Arc<Place>,
 }
 
-/// An operator's request that is being carried out, until this is dropped.
+/// A request that gives a place more weight, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Trusted(Arc<Place>);
+pub(super) struct Weight(Arc<Place>, fn(&Place) -> &AtomicU32);
 
 impl Places {
     /// So many places.
@@ -121,6 +127,15 @@ impl Places {
         }
     }
 
+    /// Whether there is no room, and none to be made before some were looked at.
+    pub(super) fn are_swamped(&self) -> bool {
+        let table = self.table.lock();
+        let mut places = table.held.values().map(|(place, _)| place);
+        table.held.len() >= self.most
+            && places.clone().any(|place| !place.is_seen.load(Ordering::Relaxed))
+            && !places.any(|place| place.may_go())
+    }
+
     /// Cuts off whoever has not taken its answer for longest. Whether there was one.
     fn end_stalled(&self) -> bool {
         let table = self.table.lock();
@@ -145,23 +160,20 @@ impl Places {
 impl Table {
     /// Whom one from `newcomer` displaces.
     fn to_go(&self, newcomer: IpAddr) -> Option<u64> {
-        // For each holder how many places, and of these the one without a request for longest.
-        let mut holders = HashMap::<IpAddr, (usize, u64, u64)>::new();
+        // For each holder how many places, and of these the one that goes first.
+        let mut holders = HashMap::<IpAddr, (usize, Option<(bool, u64, u64)>)>::new();
         for (number, (place, _)) in &self.held {
-            if place.trusted.load(Ordering::Relaxed) > 0 {
-                continue;
-            }
-            let last = place.last.load(Ordering::Relaxed);
             let own = usize::from(place.holder() == newcomer);
-            let (count, oldest, which) =
-                holders.entry(place.holder()).or_insert((own, u64::MAX, *number));
+            let (count, first) = holders.entry(place.holder()).or_insert((own, None));
             *count += 1;
-            if last < *oldest {
-                (*oldest, *which) = (last, *number);
+            if place.may_go() {
+                let is_probe = place.probes.load(Ordering::Relaxed) > 0;
+                let this = (is_probe, place.last.load(Ordering::Relaxed), *number);
+                *first = Some(first.map_or(this, |first| first.min(this)));
             }
         }
-        let most = holders.values().max_by_key(|(count, oldest, _)| (*count, u64::MAX - oldest));
-        most.map(|(.., number)| *number)
+        let to_go = holders.into_values().filter_map(|(count, first)| Some((count, first?)));
+        to_go.max_by_key(|(count, first)| (*count, Reverse(*first))).map(|(_, first)| first.2)
     }
 }
 
@@ -172,6 +184,8 @@ impl Place {
             entered: Instant::now(),
             last: AtomicU64::new(now),
             has_asked: AtomicBool::new(false),
+            is_seen: AtomicBool::new(false),
+            probes: AtomicU32::new(0),
             trusted: AtomicU32::new(0),
             stalled: Mutex::new(None),
         }
@@ -186,6 +200,16 @@ impl Place {
             }
             address @ IpAddr::V4(_) => address,
         }
+    }
+
+    /// Whether it may be cut off for another.
+    fn may_go(&self) -> bool {
+        self.is_seen.load(Ordering::Relaxed) && self.trusted.load(Ordering::Relaxed) == 0
+    }
+
+    /// What it sent so far was looked at.
+    pub(super) fn seen(&self) {
+        self.is_seen.store(true, Ordering::Relaxed);
     }
 
     /// An answer waits to be taken, or has been.
@@ -228,9 +252,18 @@ impl Drop for Held {
 
 impl Visit {
     /// It is an operator's: the place is kept for as long as what this returns.
-    pub(super) fn trust(&self) -> Trusted {
-        self.place.trusted.fetch_add(1, Ordering::Relaxed);
-        Trusted(Arc::clone(&self.place))
+    pub(super) fn trust(&self) -> Weight {
+        self.weigh(|place| &place.trusted)
+    }
+
+    /// It is a health check: others go before it, for as long as what this returns.
+    pub(super) fn probe(&self) -> Weight {
+        self.weigh(|place| &place.probes)
+    }
+
+    fn weigh(&self, which: fn(&Place) -> &AtomicU32) -> Weight {
+        which(&self.place).fetch_add(1, Ordering::Relaxed);
+        Weight(Arc::clone(&self.place), which)
     }
 
     /// Memory is short for answers: cuts off who has not taken one for longest. Whether there was one.
@@ -239,9 +272,9 @@ impl Visit {
     }
 }
 
-impl Drop for Trusted {
+impl Drop for Weight {
     fn drop(&mut self) {
-        self.0.trusted.fetch_sub(1, Ordering::Relaxed);
+        (self.1)(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -249,8 +282,14 @@ impl Drop for Trusted {
 mod tests {
     use super::*;
 
-    /// Enters, and stays until it is cut off.
+    /// Enters, is looked at, and stays until it is cut off.
     fn enter(places: &Arc<Places>, address: &str, visits: &mut Vec<Visit>) -> Entered {
+        let entered = enter_unseen(places, address, visits);
+        visits.last().unwrap().place.seen();
+        entered
+    }
+
+    fn enter_unseen(places: &Arc<Places>, address: &str, visits: &mut Vec<Visit>) -> Entered {
         places.enter(address.parse().unwrap(), |held| {
             visits.push(held.visit.clone());
             tokio::spawn(async move {
@@ -278,6 +317,31 @@ mod tests {
         visits[0].place.last.store(places.next_request(), Ordering::Relaxed);
         assert_eq!(enter(&places, "10.0.0.4", &mut visits), cut_off("10.0.0.2"));
         assert_eq!(places.table.lock().held.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn nobody_goes_before_it_was_looked_at_and_others_before_a_health_check() {
+        let (places, mut visits) = (Places::new(3), Vec::new());
+        for _ in 0..3 {
+            enter_unseen(&places, "10.0.0.1", &mut visits);
+        }
+        assert!(places.are_swamped());
+        visits[1].place.seen();
+        visits[2].place.seen();
+        assert!(!places.are_swamped());
+        let probe = visits[1].probe();
+        let left = |places: &Places| places.table.lock().held.keys().copied().collect::<Vec<_>>();
+        enter_unseen(&places, "10.0.0.1", &mut visits);
+        assert_eq!(left(&places), [0, 1, 3]);
+        enter_unseen(&places, "10.0.0.1", &mut visits);
+        assert_eq!(left(&places), [0, 3, 4], "there was no other");
+        drop(probe);
+        let trusted = [0, 3, 4].map(|number| {
+            visits[number].place.seen();
+            visits[number].trust()
+        });
+        assert!(!places.are_swamped(), "it is full of operators");
+        drop(trusted);
     }
 
     #[tokio::test]

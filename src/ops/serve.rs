@@ -58,8 +58,7 @@ const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 /// a second.
 const BACKLOG: u32 = 4096;
 
-/// Connections that are taken in before those that were get a turn: far fewer than there are places, so
-/// that none is cut off for the next before it was looked at.
+/// Connections that are taken in before others have their turn.
 const ACCEPTED_AT_ONCE_MAX: u32 = 16;
 
 /// Pause after the system refused to hand over a connection (no file descriptors left).
@@ -135,7 +134,7 @@ impl Listener {
                     });
                     tell(&entered, peer);
                     at_once += 1;
-                    if at_once == ACCEPTED_AT_ONCE_MAX {
+                    while at_once >= ACCEPTED_AT_ONCE_MAX || places.are_swamped() {
                         at_once = 0;
                         yield_now().await;
                     }
@@ -247,6 +246,7 @@ async fn while_in_time(
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
             return Poll::Ready(ended.map_err(End::from));
         }
+        place.seen();
         let Some(deadline) = place.deadline(patience) else { return Poll::Pending };
         if alarm.deadline() != deadline {
             alarm.as_mut().reset(deadline);
