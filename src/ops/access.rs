@@ -23,12 +23,17 @@ pub(super) async fn admit<N: Node>(
     next: Next,
 ) -> Response {
     let is_probe = matches!(request.uri().path(), "/live" | "/health" | "/ready");
-    let _probe = visit.filter(|_| is_probe).map(|Extension(visit)| visit.probe());
-    if is_probe {
-        shared.lanes.probes.pass().await;
-    } else if !shows_token(&shared.node.tokens(), request.headers()) {
-        // Operators wait for no stranger.
-        shared.lanes.others.pass().await;
+    let is_known = shows_token(&shared.node.tokens(), request.headers());
+    let _weight = visit.and_then(|Extension(visit)| match (is_known, is_probe) {
+        (true, _) => Some(visit.trust()),
+        (false, true) => Some(visit.probe()),
+        (false, false) => None,
+    });
+    // Who is known waits for no stranger.
+    match is_probe {
+        true => shared.lanes.probes.pass().await,
+        false if is_known => {}
+        false => shared.lanes.others.pass().await,
     }
     let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
         if !shared.node.tokens().is_empty() {
@@ -91,18 +96,15 @@ pub(super) async fn guard<N: Node>(
 /// is for them by name.
 pub(super) async fn guard_metrics<N: Node>(
     State(shared): State<Shared<N>>,
-    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
     let tokens = shared.node.tokens();
-    if !tokens.guard_metrics() {
-        return next.run(request).await;
-    }
-    if let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers()) {
+    if tokens.guard_metrics()
+        && let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers())
+    {
         return problem.into_response();
     }
-    let _trusted = visit.map(|Extension(visit)| visit.trust());
     next.run(request).await
 }
 

@@ -209,6 +209,11 @@ async fn connection(
     stop: CancellationToken,
 ) {
     let place = Arc::clone(held.place());
+    // A fresh socket can be written to: once that is known, so is whether there is something to read,
+    // and the first look at it is not in vain.
+    if stream.writable().await.is_err() {
+        return;
+    }
     let service = service_fn(|request| answer(router.clone(), peer, &held, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
