@@ -17,6 +17,10 @@ const PROBES_PER_SECOND: NonZeroU32 = NonZeroU32::new(1_000).expect("1000 is not
 /// All else that strangers may ask for, and refusals, in a second.
 const OTHERS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("200 is not 0");
 
+/// Connections that are taken in, in a second: who finds as many waiting as the system holds waits a
+/// second.
+const NEWCOMERS_PER_SECOND: NonZeroU32 = NonZeroU32::new(4_000).expect("4000 is not 0");
+
 /// The lanes of this port.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -40,6 +44,11 @@ pub(super) struct Lane {
 }
 
 impl Lane {
+    /// One for connections that are to be taken in.
+    pub(super) fn of_newcomers() -> Self {
+        Self::new(NEWCOMERS_PER_SECOND)
+    }
+
     /// As many may come at once as in a second.
     fn new(per_second: NonZeroU32) -> Self {
         let limiter = RateLimiter::direct(Quota::per_second(per_second));

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::Peer;
+use super::lanes::Lane;
 use super::places::{Entered, Held, Patience, Place, Places};
 use super::wire::Wire;
 use crate::complaint::{Kind, brief_error, complain};
@@ -118,6 +119,7 @@ impl Listener {
     pub async fn serve(self, router: Router, stop: CancellationToken) {
         let places = Places::new(CONNECTIONS_MAX);
         let connections = TaskTracker::new();
+        let newcomers = Lane::of_newcomers();
         let mut at_once = 0;
         loop {
             let accepted = tokio::select! {
@@ -133,6 +135,7 @@ impl Listener {
                         connections.spawn(one).abort_handle()
                     });
                     tell(&entered, peer);
+                    newcomers.pass().await;
                     at_once += 1;
                     while at_once >= ACCEPTED_AT_ONCE_MAX || places.are_swamped() {
                         at_once = 0;
