@@ -29,6 +29,8 @@ pub mod clock;
 
 pub mod metrics;
 
+pub mod complaint;
+
 // This node's memory and disk.
 pub mod store;
 

@@ -20,11 +20,12 @@ use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::complaint;
 use queue::Queue;
 
 /// Daily files that are kept; older ones are removed.
@@ -269,6 +270,39 @@ fn level_named(word: &str) -> Result<LevelFilter, LevelError> {
     })
 }
 
+/// Libraries that speak with strangers and warn of what these do, `log` being what the crate of that
+/// name brings along: rustls. As often as any stranger's, and no more, their lines are written.
+const HEARD_OF_STRANGERS: [&str; 3] = ["h2", "hyper", "log"];
+
+/// Leaves out lines of libraries of which too many come at once.
+struct LibrariesLines;
+
+impl<S: Subscriber> Layer<S> for LibrariesLines {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let metadata = event.metadata();
+        // Less grave ones are written for whoever asked for them.
+        if *metadata.level() > Level::WARN {
+            return true;
+        }
+        let library = metadata.target().split("::").next();
+        let Some(library) = HEARD_OF_STRANGERS.iter().find(|name| library == Some(**name)) else {
+            return true;
+        };
+        match complaint::judge(complaint::Kind::new("libraries", library)) {
+            complaint::Verdict::Say { dropped: None } => true,
+            complaint::Verdict::Say { dropped: Some(dropped) } => {
+                tracing::warn!(
+                    dropped,
+                    library,
+                    "lines of a library were left out before the next"
+                );
+                true
+            }
+            complaint::Verdict::Drop => false,
+        }
+    }
+}
+
 /// Who reads standard error.
 #[derive(Clone, Copy)]
 struct Destination {
@@ -288,6 +322,7 @@ where
     let file = config.dir.as_ref().map(daily_files).transpose()?;
     let subscriber = tracing_subscriber::registry()
         .with(filter)
+        .with(LibrariesLines)
         .with(lines(config.format, stderr, reader))
         .with(file.clone().map(|queue| lines(config.format, queue, FILE)));
     let queues = file.into_iter().collect();
@@ -418,6 +453,18 @@ mod tests {
         assert_eq!(check_level("=info"), Err(LevelError::Empty));
         assert_eq!(check_level("info,warn"), Err(LevelError::Twice));
         assert_eq!(check_level(&"a=info,".repeat(64)), Err(LevelError::TooMany));
+    }
+
+    #[test]
+    fn a_library_that_warns_of_each_thing_that_a_stranger_sends_is_cut_short() {
+        let text = logged(&config("debug", Format::Text), PIPE, |_| {
+            for n in 0..1_000 {
+                tracing::warn!(target: "h2::proto::ping_pong", n, "recv PING ack");
+                tracing::debug!(target: "h2::proto::streams", n, "asked for");
+            }
+        });
+        assert_eq!(text.matches("recv PING ack").count(), 10, "{text}");
+        assert_eq!(text.matches("asked for").count(), 1_000);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::client::{Client, Node};
 use super::dispatch;
@@ -32,6 +32,7 @@ use super::tls::Material;
 use super::tokens::Tokens;
 use super::watch::{Entered, Order, Registry, Watch, tick_interval};
 use super::wire::{Protocol, Stream, Wire};
+use crate::complaint::{Kind, brief_error, complain};
 use crate::coordinator::Coordinator;
 use crate::metrics::Metrics;
 use crate::tls::Own;
@@ -180,7 +181,7 @@ impl Server {
                     Ok((stream, peer)) => self.take_in(stream, peer, registry, tracker),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
-                        warn!(%error, "cannot accept connections; check the limit of open files");
+                        complain!(WARN, Kind::new("clients", "accept"), %error, "cannot accept connections; check the limit of open files");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -226,7 +227,7 @@ impl Server {
         tracker.spawn(async move {
             let _active = active;
             if let Err(error) = connection.run(stream).await {
-                debug!(%peer, error = %error, "connection ended");
+                complain!(DEBUG, Kind::new("clients", "ended"), %peer, error = %brief_error(&error), "connection ended");
             }
         });
     }

@@ -8,6 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::complaint::{Kind, brief, brief_error, complain};
+
 /// Most addresses that are kept of one name.
 const ADDRESSES_MAX: usize = 16;
 
@@ -112,7 +114,11 @@ impl Name {
     fn complain(&mut self, name: &str, why: &dyn std::fmt::Display, now: Instant) {
         if self.complained.is_none_or(|at| now >= at + COMPLAINT_PAUSE) {
             self.complained = Some(now);
-            tracing::warn!(
+            let (kind, name, why) =
+                (Kind::new("datagrams", "unresolved"), brief(name), brief_error(why));
+            complain!(
+                WARN,
+                kind,
                 "cannot resolve {name}: {why}; it is tried again and again. If it stays so, check \
                  the name in addrs, or the node's gossip_advertise_addr"
             );

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::datagram::Unreadable;
 use super::seal::Unopened;
+use crate::complaint::{Kind, complain};
 
 /// The same complaint about the same source is logged once in this time.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
@@ -162,7 +163,8 @@ impl Complaints {
     pub(super) fn log(&mut self, refusal: Refusal, now: Instant) {
         if self.is_due(refusal, now) {
             let Refusal { reason, from } = refusal;
-            tracing::warn!(%from, reason = reason.label(), "refused a datagram from {from}: {}", reason.advice());
+            let kind = Kind::new("datagrams", reason.label());
+            complain!(WARN, kind, %from, reason = reason.label(), "refused a datagram from {from}: {}", reason.advice());
         }
     }
 

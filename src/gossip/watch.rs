@@ -13,6 +13,7 @@ use super::datagram::Heard;
 use super::identity::Id;
 use super::session::NODES_MAX;
 use super::{Seen, State};
+use crate::complaint::{Kind, brief, complain};
 use crate::topology::NodeId;
 
 /// A node that has been dead or gone for so long is no longer spoken of, nor knocked at.
@@ -126,7 +127,8 @@ impl Watch {
         match self.nodes.get_mut(&id.node) {
             None if is_full => return false,
             None => {
-                tracing::info!(node = %id.name(), "{} seems alive", id.name());
+                let (kind, name) = (Kind::of_members("appeared"), brief(id.name()));
+                complain!(INFO, kind, node = %name, "{name} seems alive");
                 let watched = Watched {
                     id: id.clone(),
                     heard: now,
@@ -195,7 +197,8 @@ impl Watch {
         if watched.id.generation != generation || watched.state == State::Left {
             return None;
         }
-        tracing::info!(node = %watched.id.name(), "{} left", watched.id.name());
+        let name = brief(watched.id.name());
+        complain!(INFO, Kind::of_members("left"), node = %name, "{name} left");
         watched.enter(State::Left, now);
         self.changed = true;
         Some(watched.id.clone())
@@ -223,14 +226,19 @@ impl Watch {
             if state == watched.state {
                 continue;
             }
-            let (name, silent) = (watched.id.name(), silence.as_secs_f64());
+            let (name, silent) = (brief(watched.id.name()), silence.as_secs_f64());
             match state {
-                State::Alive => tracing::info!(node = %name, "{name} seems alive again"),
+                State::Alive => {
+                    let kind = Kind::of_members("back");
+                    complain!(INFO, kind, node = %name, "{name} seems alive again");
+                }
                 State::Suspect => {
-                    tracing::info!(node = %name, "{name} is suspected: silent for {silent:.1} s");
+                    let kind = Kind::of_members("suspect");
+                    complain!(INFO, kind, node = %name, "{name} is suspected: silent for {silent:.1} s");
                 }
                 State::Dead => {
-                    tracing::info!(node = %name, "{name} seems dead: silent for {silent:.1} s");
+                    let kind = Kind::of_members("dead");
+                    complain!(INFO, kind, node = %name, "{name} seems dead: silent for {silent:.1} s");
                 }
                 State::Left => {}
             }
@@ -266,14 +274,16 @@ impl Watched {
 
     /// The node has come back in a later generation or life, so it was there not long ago.
     fn rename(&mut self, id: &Id, now: Instant) {
-        let name = id.name();
+        let name = brief(id.name());
         match self.state {
             State::Alive if id.life > self.id.life => {
-                tracing::info!(node = %name, "{name} came back in a new life");
+                let kind = Kind::of_members("new_life");
+                complain!(INFO, kind, node = %name, "{name} came back in a new life");
             }
             State::Alive => tracing::debug!(?id, "came back in a later generation"),
             _ => {
-                tracing::info!(node = %name, "{name} seems alive again");
+                let kind = Kind::of_members("back");
+                complain!(INFO, kind, node = %name, "{name} seems alive again");
                 self.enter(State::Alive, now);
             }
         }

@@ -218,6 +218,7 @@ pub struct Metrics {
     token_requests: prometheus::IntCounterVec,
     refusals: prometheus::IntCounterVec,
     log_dropped: prometheus::IntCounterVec,
+    log_suppressed: prometheus::IntCounterVec,
     gauges: Gauges,
     process: Process,
 }
@@ -299,6 +300,7 @@ impl Metrics {
             token_requests: token_requests(t),
             refusals: refusals(t),
             log_dropped: log_dropped(t),
+            log_suppressed: log_suppressed(t),
             gauges: Gauges::declare(t),
             process: Process::declare(t),
             table,
@@ -323,6 +325,11 @@ impl Metrics {
     /// Counts lines of the log that were dropped on their way to `stderr` or `file`.
     pub fn log_dropped(&self, to: &str, lines: u64) {
         self.log_dropped.with_label_values(&[to]).inc_by(lines);
+    }
+
+    /// Counts lines of the log that were left out: what caused them, and what they were about.
+    pub fn log_suppressed(&self, from: &str, about: &str, lines: u64) {
+        self.log_suppressed.with_label_values(&[from, about]).inc_by(lines);
     }
 
     /// Counts what was refused on the node port.
@@ -400,6 +407,17 @@ fn log_dropped(t: &mut Table) -> prometheus::IntCounterVec {
     );
     dropped.with_label_values(&["stderr"]);
     dropped
+}
+
+fn log_suppressed(t: &mut Table) -> prometheus::IntCounterVec {
+    let suppressed = t.counters(
+        "aegis_log_lines_suppressed_total",
+        &["from", "about"],
+        "Lines of the log that were left out because many about the same came at once; by what caused them, and what they were about.",
+    );
+    // There from the start, so that an alert on its rise has something to rise from.
+    suppressed.with_label_values(&["operations", "unauthorized"]);
+    suppressed
 }
 
 fn relays(t: &mut Table) -> [Counter; 3] {

@@ -1,8 +1,10 @@
 //! Which requests are taken at all, and who may act on the node: whoever has a token, or, while
 //! none is set, whoever is on the machine.
 
+use super::places::Visit;
 use super::{Node, Peer, Problem, Shared};
 use crate::api::{Tokens, Verb, framing};
+use crate::complaint::{brief, complain};
 use axum::extract::{Extension, Request, State};
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, FORWARDED, HeaderName, HeaderValue, TRANSFER_ENCODING,
@@ -16,9 +18,23 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Takes a request in, or says what is wrong with its head.
 pub(super) async fn admit<N: Node>(
     State(shared): State<Shared<N>>,
+    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
+    let is_probe = matches!(request.uri().path(), "/live" | "/health" | "/ready");
+    let is_known = shows_token(&shared.node.tokens(), request.headers());
+    let _weight = visit.and_then(|Extension(visit)| match (is_known, is_probe) {
+        (true, _) => Some(visit.trust()),
+        (false, true) => Some(visit.probe()),
+        (false, false) => None,
+    });
+    // Who is known waits for no stranger.
+    match is_probe {
+        true => shared.lanes.probes.pass().await,
+        false if is_known => {}
+        false => shared.lanes.others.pass().await,
+    }
     let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
         if !shared.node.tokens().is_empty() {
             return Ok(());
@@ -42,10 +58,15 @@ pub(super) async fn admit<N: Node>(
     response
 }
 
+fn shows_token(tokens: &Tokens, headers: &HeaderMap) -> bool {
+    headers.get(AUTHORIZATION).is_some_and(|value| tokens.shown_in(value).is_some())
+}
+
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(
     State(shared): State<Shared<N>>,
     Extension(Peer(peer)): Extension<Peer>,
+    visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -58,11 +79,14 @@ pub(super) async fn guard<N: Node>(
     };
     match allowed {
         Ok(token) => {
-            tracing::info!(%peer, action = request.uri().path(), token, "operator's request");
+            let action = brief(request.uri().path());
+            tracing::info!(%peer, %action, token, "operator's request");
+            let _trusted = visit.map(|Extension(visit)| visit.trust());
             next.run(request).await
         }
         Err(problem) => {
-            tracing::warn!(%peer, action = request.uri().path(), "operator's request refused");
+            let (kind, action) = (problem.kind(), brief(request.uri().path()));
+            complain!(WARN, kind, %peer, %action, "operator's request refused");
             problem.into_response()
         }
     }

@@ -2,17 +2,23 @@
 //!
 //! It owns routes, JSON shapes and status codes of this port, and who may act. It answers from the
 //! first moment of the process, long before the node serves clients, and until its last.
+//! Whatever strangers do to it, health checks are answered: `places` shares out its connections,
+//! `lanes` and `pages` its work, and all that it holds for them is bounded.
 //! It decides nothing: it shows what [`Node`] says and passes actions on to it, and an action once
 //! begun runs to its end even if its asker hangs up.
 
 mod access;
 mod actions;
+mod lanes;
 mod node;
+mod pages;
+mod places;
 mod problem;
 mod readiness;
 mod serve;
 mod status;
 mod views;
+mod wire;
 
 use std::sync::Arc;
 
@@ -23,13 +29,16 @@ use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
+use crate::complaint::brief;
 use crate::metrics::Metrics;
 
-pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
-pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
+pub use node::{ActionError, Drained, Life, Node, RateLimit, Reloaded, Snapshot, Truncated};
+pub use serve::{CONNECTIONS_MAX, Config, Error, Listener};
 pub use status::{Member, MemberStatus, Phase, Position, Shard, Status, Wal};
 
+use lanes::Lanes;
 use problem::Problem;
+use views::Pages;
 
 /// Who is at the other end; put into each request by [`Listener::serve`].
 #[derive(Clone, Copy, Debug)]
@@ -39,17 +48,24 @@ pub(crate) struct Peer(pub(crate) std::net::SocketAddr);
 struct Shared<N> {
     node: Arc<N>,
     metrics: Arc<Metrics>,
+    lanes: Arc<Lanes>,
+    pages: Arc<Pages>,
 }
 
 impl<N> Clone for Shared<N> {
     fn clone(&self) -> Self {
-        Self { node: Arc::clone(&self.node), metrics: Arc::clone(&self.metrics) }
+        Self {
+            node: Arc::clone(&self.node),
+            metrics: Arc::clone(&self.metrics),
+            lanes: Arc::clone(&self.lanes),
+            pages: Arc::clone(&self.pages),
+        }
     }
 }
 
 /// The routes of port 7702, over `node`.
 pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
-    let shared = Shared { node, metrics };
+    let shared = Shared { node, metrics, lanes: Arc::default(), pages: Arc::default() };
     let admin = Router::new()
         .route("/admin/reload", post(actions::reload::<N>))
         .route("/admin/snapshot", post(actions::snapshot::<N>))
@@ -85,7 +101,7 @@ async fn no_such_path(request: Request) -> Response {
     Problem::not_found(format!(
         "port 7702 has no {}; it has /health /live /ready /metrics /cluster /cluster/shards \
          /stats /config and, for POST, /admin/...",
-        request.uri().path()
+        brief(request.uri().path())
     ))
     .into_response()
 }
@@ -93,8 +109,8 @@ async fn no_such_path(request: Request) -> Response {
 async fn no_such_method(request: Request) -> Response {
     Problem::method_not_allowed(format!(
         "{} does not take {}; the header Allow says what it takes",
-        request.uri().path(),
-        request.method()
+        brief(request.uri().path()),
+        brief(request.method())
     ))
     .into_response()
 }

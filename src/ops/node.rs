@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Shard, Status};
+use super::{Phase, Shard, Status};
 use crate::api::{Sites, Tokens};
 
 /// The node, as its operator sees it. Everything but the actions answers at once, in every phase.
 pub trait Node: Send + Sync + 'static {
+    /// How it lives; asked for by health checks, so at hand at once.
+    fn life(&self) -> Life;
+
     /// Its state now.
     fn status(&self) -> Status;
 
@@ -66,6 +69,17 @@ pub trait Node: Send + Sync + 'static {
     /// # Errors
     /// [`ActionError::Invalid`] for a level there is not.
     fn set_log_level(&self, level: &str) -> Result<(), ActionError>;
+}
+
+/// The least that there is to say of a node.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Its name.
+    pub node_id: String,
+    /// Where in its life.
+    pub phase: Phase,
+    /// Time since the process started.
+    pub uptime: Duration,
 }
 
 /// What a reload came to.

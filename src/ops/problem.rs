@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::api::framing::Doubt;
+use crate::complaint::Kind;
 
 /// An error as its asker sees it.
 #[derive(Debug)]
@@ -42,6 +43,15 @@ impl Problem {
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, "bad request", doubt.to_string())
+    }
+
+    /// What the log's lines about a refusal are counted as: one that shows a token is of another kind
+    /// than what any stranger can send.
+    pub(super) fn kind(&self) -> Kind {
+        match self.status {
+            StatusCode::UNAUTHORIZED => Kind::new("operations", "unauthorized"),
+            _ => Kind::new("operations", "forbidden"),
+        }
     }
 
     pub(super) fn unauthorized(detail: &'static str) -> Self {

@@ -3,47 +3,87 @@
 use std::time::{Duration, SystemTime};
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
-use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::pages::{Copy, Desk, Page, Sheet};
+use super::places::Visit;
 use super::readiness::{Check, readiness};
-use super::{Member, MemberStatus, Node, Phase, Problem, Shared, Status};
-use crate::metrics;
+use super::{Life, Member, MemberStatus, Node, Phase, Problem, Shared, Status};
+use crate::metrics::{self, Metrics};
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// The pages of this port. `/live` is none: it is made in no time.
+#[derive(Debug)]
+pub(super) struct Pages {
+    ready: Page,
+    ready_for_stop: Page,
+    metrics: Page,
+    cluster: Page,
+    shards: Page,
+    stats: Page,
+    config: Page,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        let (probes, others) = (Desk::at_hand(), Desk::aside());
+        Self {
+            ready: Page::of(&probes),
+            ready_for_stop: Page::of(&probes),
+            metrics: Page::of(&others),
+            cluster: Page::of(&others),
+            shards: Page::of(&others),
+            stats: Page::of(&others),
+            config: Page::of(&others),
+        }
+    }
+}
+
+type From = Option<Extension<Visit>>;
+type Answer = Result<Copy, Problem>;
+
 pub(super) async fn health<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
-    let status = shared.node.status();
+    let life = shared.node.life();
     let mut body = json!({
         "status": "ok",
-        "node_id": status.node_id,
+        "node_id": life.node_id,
         "version": env!("CARGO_PKG_VERSION"),
-        "phase": status.phase.word(),
-        "uptime_seconds": status.uptime.as_secs(),
+        "phase": life.phase.word(),
+        "uptime_seconds": life.uptime.as_secs(),
     });
-    if let Phase::Starting { progress } = status.phase {
+    if let Phase::Starting { progress } = life.phase {
         body["progress"] = progress.into();
     }
     Json(body)
 }
 
 pub(super) async fn ready<N: Node>(
-    State(shared): State<Shared<N>>,
+    State(Shared { node, pages, .. }): State<Shared<N>>,
+    from: From,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let status = shared.node.status();
-    let checks = match query.as_deref().unwrap_or_default() {
-        "" => readiness(&status),
-        "for=stop" => vec![stop_check(&*shared.node, &status)],
-        _ => return Err(Problem::bad_request("/ready takes ?for=stop or no query")),
-    };
+) -> Answer {
+    match query.as_deref().unwrap_or_default() {
+        "" => show(&pages.ready, from, move || verdict(readiness(&node.status()))).await,
+        "for=stop" => {
+            let checks = move || vec![stop_check(&*node, &node.life())];
+            show(&pages.ready_for_stop, from, move || verdict(checks())).await
+        }
+        _ => Err(Problem::bad_request("/ready takes ?for=stop or no query")),
+    }
+}
+
+async fn show(page: &Page, from: From, render: impl FnOnce() -> Sheet + Send + 'static) -> Answer {
+    page.show(from.map(|Extension(visit)| visit).as_ref(), render).await
+}
+
+fn verdict(checks: Vec<Check>) -> Sheet {
     let ready = checks.iter().all(|check| check.passed);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((code, Json(Readiness { ready, checks })).into_response())
+    Sheet::json_with(code, &Readiness { ready, checks })
 }
 
 /// The body of `/ready`. The verdict comes first and the checks in their order: people read it.
@@ -59,8 +99,8 @@ fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::E
 }
 
 /// Whether every shard keeps its write quorum without this node.
-fn stop_check<N: Node>(node: &N, status: &Status) -> Check {
-    if matches!(status.phase, Phase::Starting { .. }) {
+fn stop_check<N: Node>(node: &N, life: &Life) -> Check {
+    if matches!(life.phase, Phase::Starting { .. }) {
         return Check::failed("write_quorum", "not known before the node has started");
     }
     match node.stoppable() {
@@ -70,21 +110,28 @@ fn stop_check<N: Node>(node: &N, status: &Status) -> Check {
 }
 
 pub(super) async fn metrics<N: Node>(
-    State(shared): State<Shared<N>>,
-) -> ([(HeaderName, &'static str); 1], String) {
-    let readings = shared.node.status().readings;
-    ([(CONTENT_TYPE, METRICS_TYPE)], shared.metrics.render(&readings))
+    State(Shared { node, metrics, pages, .. }): State<Shared<N>>,
+    from: From,
+) -> Answer {
+    let render = move || Sheet::text(METRICS_TYPE, metrics.render(&node.status().readings));
+    show(&pages.metrics, from, render).await
 }
 
-pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
-    let status = shared.node.status();
+pub(super) async fn cluster<N: Node>(
+    State(Shared { node, pages, .. }): State<Shared<N>>,
+    from: From,
+) -> Answer {
+    show(&pages.cluster, from, move || Sheet::json(&cluster_now(&node.status()))).await
+}
+
+fn cluster_now(status: &Status) -> Value {
     let shards = &status.readings.shards;
     let (leader, members) = match status.phase {
         Phase::Removed { .. } => (None, Vec::new()),
-        _ if status.members.is_empty() => (Some(status.node_id.clone()), vec![alone(&status)]),
+        _ if status.members.is_empty() => (Some(status.node_id.clone()), vec![alone(status)]),
         _ => (status.leader.clone(), status.members.clone()),
     };
-    Json(json!({
+    json!({
         "cluster_id": status.cluster_id,
         "epoch": status.epoch,
         "leader": leader,
@@ -98,7 +145,7 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
             "moving": shards.moving,
             "unavailable": shards.unavailable,
         },
-    }))
+    })
 }
 
 /// The moment so long ago, as RFC 3339 has it.
@@ -127,15 +174,24 @@ fn alone(status: &Status) -> Member {
     }
 }
 
-pub(super) async fn shards<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
-    Json(json!({ "shards": shared.node.shards() }))
+pub(super) async fn shards<N: Node>(
+    State(Shared { node, pages, .. }): State<Shared<N>>,
+    from: From,
+) -> Answer {
+    let render = move || Sheet::json(&json!({ "shards": node.shards() }));
+    show(&pages.shards, from, render).await
 }
 
-pub(super) async fn stats<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
-    let status = shared.node.status();
+pub(super) async fn stats<N: Node>(
+    State(Shared { node, metrics, pages, .. }): State<Shared<N>>,
+    from: From,
+) -> Answer {
+    show(&pages.stats, from, move || Sheet::json(&stats_now(&node.status(), &metrics))).await
+}
+
+fn stats_now(status: &Status, counted: &Metrics) -> Value {
     let now = &status.readings;
-    let counted = &shared.metrics;
-    Json(json!({
+    json!({
         "node_id": status.node_id,
         "version": env!("CARGO_PKG_VERSION"),
         "revision": metrics::revision(),
@@ -164,9 +220,12 @@ pub(super) async fn stats<N: Node>(State(shared): State<Shared<N>>) -> Json<Valu
         },
         "shards": now.shards_owned,
         "primaries": now.shard_primaries,
-    }))
+    })
 }
 
-pub(super) async fn config<N: Node>(State(shared): State<Shared<N>>) -> Json<Value> {
-    Json(shared.node.config())
+pub(super) async fn config<N: Node>(
+    State(Shared { node, pages, .. }): State<Shared<N>>,
+    from: From,
+) -> Answer {
+    show(&pages.config, from, move || Sheet::json(&node.config())).await
 }

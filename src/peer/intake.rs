@@ -10,13 +10,13 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::warn;
 
 use super::Handler;
 use super::frame::Head;
 use super::hello::Identity;
 use super::outbox::Outbox;
 use super::shared::Shared;
+use crate::complaint::{Kind, brief, complain};
 
 /// Most requests of one connection that are carried out at a time.
 pub(super) const REQUESTS_MAX: u32 = 1024;
@@ -117,7 +117,8 @@ impl Intake {
                 let head = Head::Answer { number };
                 if !outbox.push_when_room(head, &answer).await && !outbox.is_closed() {
                     let (to, bytes) = (&from.name, answer.len());
-                    warn!(%to, bytes, "an answer is too long to be sent; it will be missed");
+                    let kind = Kind::new("nodes", "answer_too_long");
+                    complain!(WARN, kind, to = %brief(to), bytes, "an answer is too long to be sent; it will be missed");
                 }
             };
             tokio::select! {

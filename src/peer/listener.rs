@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::accepted::{self, Accepted};
 use super::connect::tls_failure;
@@ -22,6 +22,7 @@ use super::registry::Place;
 use super::shared::{ACCEPTED_MAX, Shared, Standing};
 use super::strangers::{STRANGERS_MAX, Stranger};
 use super::tls::{self, Stream};
+use crate::complaint::{Kind, brief_error, complain};
 
 /// How long to wait when no connection can be accepted, for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -44,7 +45,7 @@ pub(super) async fn listen(
             Ok((stream, from)) => take_in(&shared, stream, from),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                warn!(%error, "cannot accept other nodes' connections; check the limit of open files");
+                complain!(WARN, Kind::new("nodes", "accept"), %error, "cannot accept other nodes' connections; check the limit of open files");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -98,7 +99,10 @@ async fn meet(shared: Arc<Shared>, stream: TcpStream, ip: IpAddr, stranger: Stra
                     let _ = timeout(REFUSAL_LINGER, tell(stream, objection)).await;
                 }
                 Failure::Told(refusal) => shared.told(*refusal, &peer, &whom),
-                Failure::Io(error) => debug!(%ip, %error, "a connection ended before it began"),
+                Failure::Io(error) => {
+                    let kind = Kind::new("nodes", "ended");
+                    complain!(DEBUG, kind, %ip, error = %brief_error(error), "a connection ended before it began");
+                }
                 Failure::Myself => debug!("this node has dialled itself"),
             }
             return;

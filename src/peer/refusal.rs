@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::frame::FrameError;
 use super::hello::{HelloError, VERSION};
 use super::record::InboundError;
+use crate::complaint::Kind;
 use crate::topology::NodeId;
 
 /// How long the same complaint about the same peer stays unsaid.
@@ -93,6 +94,11 @@ impl Refusal {
             Self::OtherNode => "other_node",
             Self::Removed => "removed",
         }
+    }
+
+    /// What the log's lines about it are counted as.
+    pub(super) fn kind(self) -> Kind {
+        Kind::new("nodes", self.name())
     }
 
     /// Whether the one that it is about has proved who it is before.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::dialler::{Dialler, Lane};
 use super::hello::Identity;
@@ -21,6 +21,7 @@ use super::registry::Registry;
 use super::secret::Secrets;
 use super::strangers::Strangers;
 use super::tls::Tls;
+use crate::complaint::{brief, brief_error, complain};
 use crate::topology::{NodeId, Roster};
 
 /// Most connections from others that have introduced themselves, at a time.
@@ -196,9 +197,13 @@ impl Shared {
         match self.refusals.note(refusal, peer, Instant::now()) {
             // Every node that joins is dialled a moment too early.
             true if refusal == Refusal::NotMember => {
-                debug!("no connection with {whom} yet: {objection}");
+                let (kind, whom) = (refusal.kind(), brief(whom));
+                complain!(DEBUG, kind, "no connection with {whom} yet: {objection}");
             }
-            true => warn!(reason = refusal.name(), "no connection with {whom}: {objection}"),
+            true => {
+                let (kind, whom, why) = (refusal.kind(), brief(whom), brief_error(objection));
+                complain!(WARN, kind, reason = refusal.name(), "no connection with {whom}: {why}");
+            }
             false => {}
         }
     }
@@ -206,10 +211,21 @@ impl Shared {
     /// The same for an objection of the other side.
     pub(super) fn told(&self, refusal: Refusal, peer: &str, whom: &str) {
         match self.refusals.note(refusal, peer, Instant::now()) {
-            true if refusal == Refusal::NotMember => debug!("not yet known to {whom}: {refusal}"),
+            true if refusal == Refusal::NotMember => {
+                let (kind, whom) = (refusal.kind(), brief(whom));
+                complain!(DEBUG, kind, "not yet known to {whom}: {refusal}");
+            }
             // Whoever watches for it says so, once.
             true if refusal == Refusal::Removed => debug!("{whom}: {refusal}"),
-            true => warn!(reason = refusal.name(), "{whom} refuses this node: {refusal}"),
+            true => {
+                let (kind, whom) = (refusal.kind(), brief(whom));
+                complain!(
+                    WARN,
+                    kind,
+                    reason = refusal.name(),
+                    "{whom} refuses this node: {refusal}"
+                );
+            }
             false => {}
         }
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::birth::{Newborn, answer_as_member};
+use crate::complaint::{self, brief, brief_error, complain};
 use crate::consensus::Consensus;
 use crate::controller::{self, Report, Seems, Sight};
 use crate::gossip::{self, Gossip};
@@ -343,7 +344,7 @@ impl Cluster {
                     KnockReply::Birth(answer.encode())
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a knock is refused");
+                    complain!(WARN, complaint::Kind::new("nodes", "knock"), %error, "a knock is refused");
                     KnockReply::NotNow
                 }
             },
@@ -364,18 +365,25 @@ impl Cluster {
                 "a living member at {} has the name {} already; give this node a node_id of its own",
                 member.about.peer_addr, about.name
             );
-            tracing::warn!("{} at {} is not let in: {why}", about.name, about.peer_addr);
+            let (kind, name) = (complaint::Kind::new("nodes", "not_let_in"), brief(&about.name));
+            let (addr, why_not) = (brief(&about.peer_addr), brief_error(&why));
+            complain!(WARN, kind, "{name} at {addr} is not let in: {why_not}");
             self.metrics.refused("duplicate", 1);
             return KnockReply::Refused(why);
         }
         match self.consensus.propose(Command::Join(about), COMMAND_PATIENCE).await {
             Ok(Outcome::Joined { node, cluster }) => KnockReply::Joined { node, cluster },
             Ok(outcome) => {
-                tracing::debug!(?outcome, "a node could not be let in");
+                complain!(
+                    DEBUG,
+                    complaint::Kind::new("nodes", "join"),
+                    ?outcome,
+                    "a node could not be let in"
+                );
                 KnockReply::NotNow
             }
             Err(error) => {
-                tracing::warn!(%error, "a node could not be let in now");
+                complain!(WARN, complaint::Kind::new("nodes", "join"), error = %brief_error(&error), "a node could not be let in now");
                 KnockReply::NotNow
             }
         }
@@ -495,15 +503,26 @@ fn tell_changes(known: &Topology, now: &Topology) {
     }
     for (node, member) in &now.members {
         let about = &member.about;
+        let name = brief(&about.name);
         match known.members.get(node) {
-            None => tracing::info!("{} joined, at {}", about.name, about.peer_addr),
+            None => {
+                let addr = brief(&about.peer_addr);
+                complain!(INFO, complaint::Kind::of_members("joined"), "{name} joined, at {addr}");
+            }
             Some(old) if old.about.life != about.life => {
-                tracing::warn!("{} is back without its memory; it learns from others", about.name);
+                let kind = complaint::Kind::of_members("without_memory");
+                complain!(WARN, kind, "{name} is back without its memory; it learns from others");
             }
             Some(old) if old.standing != member.standing => match member.standing {
-                Standing::Member => tracing::info!("{} takes part again", about.name),
-                Standing::Restarting => tracing::info!("{} is being restarted", about.name),
-                Standing::Decommissioning => tracing::info!("{} is to leave", about.name),
+                Standing::Member => {
+                    let kind = complaint::Kind::of_members("part_again");
+                    complain!(INFO, kind, "{name} takes part again");
+                }
+                Standing::Restarting => {
+                    let kind = complaint::Kind::of_members("restarting");
+                    complain!(INFO, kind, "{name} is being restarted");
+                }
+                Standing::Decommissioning => tracing::info!("{name} is to leave"),
             },
             Some(_) => {}
         }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::birth::{Action, Answer, Birth, Newborn, Silence, Waiting, Word};
+use crate::complaint::{self, brief, brief_error, complain};
 use crate::disk::Disk;
 use crate::peer::{Identity, KnockError, Transport};
 use crate::topology::{Announcement, Cluster, NodeId};
@@ -61,7 +62,8 @@ impl Nursery {
                 let newborn = match Newborn::decode(&bytes) {
                     Ok(newborn) => newborn,
                     Err(error) => {
-                        tracing::warn!(from = from.name, %error, "a knock is refused");
+                        let kind = complaint::Kind::new("nodes", "knock");
+                        complain!(WARN, kind, from = %brief(&from.name), %error, "a knock is refused");
                         return KnockReply::NotNow;
                     }
                 };
@@ -71,7 +73,8 @@ impl Nursery {
                 if let Some(word) = word
                     && let Err(error) = word.keep(&*self.disk, &self.data_dir)
                 {
-                    tracing::error!(%error, "this node's word cannot be kept, so none is given");
+                    let kind = complaint::Kind::new("nodes", "word");
+                    complain!(ERROR, kind, %error, "this node's word cannot be kept, so none is given");
                     return KnockReply::NotNow;
                 }
                 KnockReply::Birth(answer.encode())
@@ -186,7 +189,10 @@ impl Nursery {
                     return Some(Born::Joined { node, cluster });
                 }
                 Ok(KnockReply::Refused(why)) => {
-                    tracing::error!("{} does not let this node in: {why}", member.name);
+                    let (kind, name) =
+                        (complaint::Kind::new("nodes", "not_let_in"), brief(&member.name));
+                    let why = brief_error(why);
+                    complain!(ERROR, kind, "{name} does not let this node in: {why}");
                     Silence::Refused
                 }
                 _ => Silence::NoAnswer,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::api;
+use crate::complaint;
 use crate::config::{Config, Loaded, Sources};
 use crate::coordinator::{self, Coordinator};
 use crate::entry::Timestamp;
@@ -147,6 +148,9 @@ impl Node {
         for (to, lines) in self.log_drops.take() {
             self.metrics.log_dropped(to, lines);
         }
+        for (from, about, lines) in complaint::take_dropped() {
+            self.metrics.log_suppressed(from, about, lines);
+        }
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
             readings.cache_size_bytes = budget.used();
@@ -265,6 +269,14 @@ impl Node {
 }
 
 impl ops::Node for Node {
+    fn life(&self) -> ops::Life {
+        ops::Life {
+            node_id: self.config().config.node_id.clone(),
+            phase: self.phase(),
+            uptime: self.started.elapsed(),
+        }
+    }
+
     fn status(&self) -> ops::Status {
         let loaded = self.config();
         let config = &loaded.config;

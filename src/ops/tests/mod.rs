@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tower_service::Service;
 
+use super::places::Patience;
 use super::*;
 use crate::api::{Holder, Sites, Tokens};
 use crate::controller::ShardState;
@@ -82,6 +83,11 @@ impl Fake {
 }
 
 impl Node for Fake {
+    fn life(&self) -> Life {
+        let Status { node_id, phase, uptime, .. } = self.status();
+        Life { node_id, phase, uptime }
+    }
+
     fn status(&self) -> Status {
         self.status.lock().clone()
     }
