@@ -12,7 +12,7 @@ use crate::support::{Cluster, PATIENCE, Targets, eventually, http};
 const ROUNDS: usize = 1_000;
 
 /// Between two kills, beside what it takes to be whole again.
-const KILL_PACE: Duration = Duration::from_secs(6);
+const KILL_PACE: Duration = Duration::from_secs(8);
 
 /// A lease that was not given back is a mistake of the test; it is not waited for.
 const TTL: &str = "10m";
@@ -69,6 +69,15 @@ impl Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_is_over_once_its_node_was_stopped_and_has_all_its_copies_and_no_sooner() {
     let mut cluster = Cluster::start(3, json!({ "gossip_interval": "200ms" })).await;
+    eventually("primaries are balanced, too", PATIENCE, async || {
+        match cluster.ops(1, "/cluster").await? {
+            view if view["settled"] == true && view["moves_left"] == 0 => Ok(()),
+            view => Err(view.to_string()),
+        }
+    })
+    .await;
+    let led = cluster.primaries().await;
+    assert!(led.iter().all(|led| (5..=6).contains(led)), "{led:?}");
     let lease = cluster.acquired(0, &ask("node2", "a", TTL)).await;
     assert_eq!((&lease["node_id"], &lease["renewed"]), (&json!("node2"), &json!(false)));
     for (at, body) in
@@ -79,8 +88,8 @@ async fn a_lease_is_over_once_its_node_was_stopped_and_has_all_its_copies_and_no
         assert_eq!(refused["node_id"], "node2");
         assert_eq!(refused["until"], lease["until"]);
     }
-    let (status, renewed) = cluster.acquire(2, &ask("node2", "a", TTL)).await;
-    assert_eq!((status, &renewed["renewed"]), (200, &json!(true)), "{renewed}");
+    let renewed = cluster.acquired(2, &ask("node2", "a", TTL)).await;
+    assert_eq!(renewed["renewed"], true, "{renewed}");
     assert_eq!(renewed["lease_id"], lease["lease_id"]);
     // The node answers and is level: it is still to be stopped.
     tokio::time::sleep(STAYS_FOR).await;
@@ -94,11 +103,9 @@ async fn a_lease_is_over_once_its_node_was_stopped_and_has_all_its_copies_and_no
     let (status, _) = cluster.acquire(2, &ask("node3", "b", TTL)).await;
     assert_eq!(status, 409);
     // Its holder may have more time, while the node is down.
-    assert_eq!(cluster.acquire(2, &ask("node2", "a", TTL)).await.0, 200);
+    cluster.acquired(2, &ask("node2", "a", TTL)).await;
     cluster.restart(1).await;
     cluster.is_free(0).await;
-    let (behind, why) = cluster.acquire(1, &ask("node3", "b", TTL)).await;
-    assert!(matches!(behind, 200 | 503), "{behind}: {why}");
     cluster.acquired(1, &ask("node3", "b", TTL)).await;
     let url = cluster.nodes[0].ops_url("/admin/stop-lease?node_id=node3&holder=a");
     let other = cluster.http.delete(url).send().await.unwrap();
@@ -215,8 +222,8 @@ impl Holder {
         self.targets.url(node, path)
     }
 
-    /// One race: asks once, and gives back what it got, or may have got.
-    async fn race(&mut self) {
+    /// One race: asks once, and gives back what it got, or may have got. Whether it was refused.
+    async fn race(&mut self) -> bool {
         let url = self.url("/admin/stop-lease");
         let body = ask(&self.node, &self.name, TTL).to_string();
         let (status, lease) = match self.http.post(url).body(body).send().await {
@@ -234,9 +241,11 @@ impl Holder {
             self.stretches.push(Stretch { node, lease, from, until });
         }
         // An answer that was lost, or that nobody could agree, may stand for a grant.
-        if !matches!(status, 404 | 409) {
+        let is_refused = status == 409 || lease["members_missing"].is_array();
+        if !is_refused {
             self.give_back().await;
         }
+        is_refused
     }
 
     async fn give_back(&mut self) {
@@ -298,14 +307,19 @@ async fn two_who_race_for_two_nodes_never_both_have_leave_to_stop() {
         tokio::spawn(async move {
             let mut a = Holder::new(&targets, "node1", "a", 0);
             let mut b = Holder::new(&targets, "node2", "b", 1);
-            for _ in 0..rounds {
-                tokio::join!(a.race(), b.race());
+            let mut raced = 0;
+            while raced < rounds {
+                match tokio::join!(a.race(), b.race()) {
+                    // Nobody is to be stopped while a node is down.
+                    (true, true) => tokio::time::sleep(HELD_FOR).await,
+                    _ => raced += 1,
+                }
             }
             is_over.store(true, Ordering::Relaxed);
             (a, b)
         })
     };
-    let mut kills = 0;
+    let (mut kills, began) = (0, Instant::now());
     while !is_over.load(Ordering::Relaxed) {
         tokio::time::sleep(KILL_PACE).await;
         if is_over.load(Ordering::Relaxed) {
@@ -319,11 +333,11 @@ async fn two_who_race_for_two_nodes_never_both_have_leave_to_stop() {
         targets.welcome(leader);
     }
     let (a, b) = race.await.unwrap();
-    println!("{kills} kills; a: {:?}, b: {:?}", a.answers, b.answers);
+    println!("{kills} kills, {:?}; a: {:?}, b: {:?}", began.elapsed(), a.answers, b.answers);
     assert!(kills >= 2, "it was over before the leader was");
     for holder in [&a, &b] {
         let won = holder.stretches.len();
-        assert!(won >= rounds / 20, "{} had it in {won} of {rounds} races", holder.name);
+        assert!(won >= rounds / 10, "{} had it in {won} of {rounds} races", holder.name);
     }
     check(a.stretches.into_iter().chain(b.stretches).collect());
 }
