@@ -12,7 +12,7 @@ use crate::support::{Cluster, PATIENCE, Targets, eventually, http};
 const ROUNDS: usize = 1_000;
 
 /// Between two kills, beside what it takes to be whole again.
-const KILL_PACE: Duration = Duration::from_secs(8);
+const KILL_PACE: Duration = Duration::from_secs(12);
 
 /// A lease that was not given back is a mistake of the test; it is not waited for.
 const TTL: &str = "10m";
