@@ -153,7 +153,8 @@ impl Topology {
         if let Some(other) = other.filter(|_| !mutated!(LeaseUncompared)) {
             return Some(Rejection::Leased(Box::new(other.clone())));
         }
-        let is_outdated = revision != self.revision && !mutated!(LeaseJudgedEarlier);
+        let is_unseen = mutated!(LeaseJudgedEarlier) || mutated!(LeaseUncompared);
+        let is_outdated = revision != self.revision && !is_unseen;
         is_outdated.then_some(Rejection::Outdated)
     }
 
