@@ -207,7 +207,7 @@ impl World {
         {
             return;
         }
-        let ttl_ms = 5_000 + self.tools.below(60) * 500;
+        let ttl_ms = [5_000, 7_000, 15_000, 60_000][self.tools.below(4) as usize];
         let (at_ms, revision) = (self.now.as_millis() as u64, self.topology.revision);
         let grant = LeaseStep::Grant { node, holder, ttl_ms, run, at_ms, revision };
         // Now and then it is held up for so long that all may be otherwise by then.
@@ -241,6 +241,10 @@ impl World {
         self.kill(node.0);
         self.tools.stops += 1;
         self.tools.tools[tool].stopped = Some(node);
+        // Now and then it is down for longer than leave for it lasts.
+        let bound = if self.tools.below(3) == 0 { 400 } else { 40 };
+        let pause = self.tools.steps(bound);
+        self.tools.tools[tool].not_before = self.now + pause;
     }
 
     fn start_again(&mut self, tool: usize, node: NodeId) {
