@@ -149,7 +149,7 @@ impl World {
                 *known = Leased { id, renewals, since, presence: None };
             }
         }
-        let is_time = self.now.as_millis() as u64 / 100 % ASKED_EVERY == 0;
+        let is_time = (self.now.as_millis() as u64 / 100).is_multiple_of(ASKED_EVERY);
         let presence = if is_time { Some(self.presence(lease.node)) } else { None };
         if let (Some(presence), Some(known)) = (presence, self.tools.known.get_mut(&self.leader)) {
             known.presence = presence;
