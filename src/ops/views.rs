@@ -145,6 +145,10 @@ fn cluster_now(status: &Status) -> Value {
             "moving": shards.moving,
             "unavailable": shards.unavailable,
         },
+        "settled": status.outlook.settled,
+        "moves_left": status.outlook.moves_left,
+        "settled_eta_seconds": status.outlook.eta.map(|eta| eta.as_secs()),
+        "stop_lease": status.stop_lease,
     })
 }
 
