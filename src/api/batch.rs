@@ -67,7 +67,11 @@ pub(super) async fn answer(
         }
         Framing::Document => {
             let bound = Bound { bytes_max: limits.batch_bytes(), limit: BATCH_LIMIT };
-            let body = intake::whole(&client, limits, body, bound).await?;
+            let (body, mut charge) = intake::whole(&client, limits, body, bound).await?;
+            if let Some(charge) = &mut charge {
+                // The operations are read from it, and then both are there.
+                charge.set(2 * body.len());
+            }
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
             let shared = Shared { limits, grant, consistency, idempotency };
             let steps = Batch::parse(&body)?.into_steps(&shared)?;
@@ -76,7 +80,7 @@ pub(super) async fn answer(
             }
             client.pace.spend(limits.rate, steps.len())?;
             shared.grant.spend(steps.len())?;
-            Run::of_document(client, shared, steps)
+            Run::of_document(client, shared, steps, charge)
         }
     };
     let media_type = match framing {

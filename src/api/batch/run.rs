@@ -15,11 +15,12 @@ use http_body_util::BodyExt;
 use serde::Serialize;
 
 use super::super::client::Client;
+use super::super::held::{Charge, Outgoing};
 use super::super::intake;
 use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
 use super::super::tokens::Verb;
-use super::super::watch::{Busy, Watch};
+use super::super::watch::{Busy, TURN_MAX, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
 use crate::coordinator::{Got, IdempotencyKey, Read, Write, Written};
@@ -45,7 +46,7 @@ pub(super) enum Framing {
 /// What an operation came to.
 enum Done {
     /// An entry; for how long its copy has been out of touch with the primary.
-    Got(Found, Option<Duration>),
+    Got(Found, Option<Duration>, #[expect(dead_code, reason = "held")] Option<Outgoing>),
     Written(Written),
     Failed(Problem),
 }
@@ -83,9 +84,14 @@ enum State {
 }
 
 impl Run {
-    pub(super) fn of_document(client: Arc<Client>, shared: Shared, steps: Vec<Step>) -> Self {
-        let mut run =
-            Self::new(client, shared, Source::Steps(steps.into_iter()), Framing::Document);
+    pub(super) fn of_document(
+        client: Arc<Client>,
+        shared: Shared,
+        steps: Vec<Step>,
+        charge: Option<Charge>,
+    ) -> Self {
+        let steps = Source::Steps(steps.into_iter(), charge);
+        let mut run = Self::new(client, shared, steps, Framing::Document);
         run.out.extend_from_slice(b"{\"results\":[");
         run
     }
@@ -96,7 +102,8 @@ impl Run {
         body: Body,
         header: Option<Bytes>,
     ) -> Self {
-        Self::new(client, shared, Source::Lines(Lines::new(body, header)), Framing::Lines)
+        let lines = Lines::new(&client.watch, body, header);
+        Self::new(client, shared, Source::Lines(lines), Framing::Lines)
     }
 
     fn new(client: Arc<Client>, shared: Shared, source: Source, framing: Framing) -> Self {
@@ -128,7 +135,12 @@ impl Run {
     }
 
     async fn next_chunk(&mut self) -> Option<Bytes> {
+        let mut began = Instant::now();
         while self.out.len() < CHUNK_BYTES && self.state != State::Ended {
+            if began.elapsed() > TURN_MAX {
+                tokio::task::yield_now().await;
+                began = Instant::now();
+            }
             self.begin_waiting();
             let may_read = self.state == State::Reading && self.waiting.is_none();
             tokio::select! {
@@ -150,7 +162,10 @@ impl Run {
                 self.end();
             }
         }
-        (!self.out.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.out)))
+        (!self.out.is_empty()).then(|| {
+            let out = std::mem::take(&mut self.out);
+            Charge::new(&self.client.watch, out.capacity()).around(out)
+        })
     }
 
     /// Begins the operation that waits, if nothing under way has its key.
@@ -206,7 +221,7 @@ impl Run {
         }
         self.results += 1;
         match done {
-            Done::Got(found, stale) => json::append_got(out, found, *stale, Timestamp::now()),
+            Done::Got(found, stale, _) => json::append_got(out, found, *stale, Timestamp::now()),
             Done::Written(written) => append_written(out, *written),
             Done::Failed(problem) => {
                 self.failed |= problem.kind.status().is_server_error();
@@ -244,7 +259,10 @@ async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Proble
     shared.grant.check(Verb::Read, key.as_bytes())?;
     let read = Read { consistency: shared.consistency, min_version: None };
     match client.node.coordinator.get(key.as_bytes(), read).await? {
-        Got { lookup: Lookup::Hit(found), stale } => Ok(Done::Got(found, stale)),
+        Got { lookup: Lookup::Hit(found), stale } => {
+            let outgoing = Outgoing::of(&client.watch, &found.entry);
+            Ok(Done::Got(found, stale, outgoing))
+        }
         Got { lookup: Lookup::Miss(_), stale } => Err(Problem::absent().with_stale(stale)),
     }
 }
@@ -286,7 +304,8 @@ fn append_written(out: &mut Vec<u8>, written: Written) {
 
 /// Where a batch's operations come from.
 enum Source {
-    Steps(std::vec::IntoIter<Step>),
+    /// With what the document is charged.
+    Steps(std::vec::IntoIter<Step>, #[expect(dead_code, reason = "held")] Option<Charge>),
     Lines(Lines),
 }
 
@@ -294,7 +313,7 @@ impl Source {
     /// The next operation, or nothing at the end. Giving up waiting for it loses nothing.
     async fn next(&mut self, client: &Client, shared: &Shared) -> Option<Step> {
         match self {
-            Self::Steps(steps) => steps.next(),
+            Self::Steps(steps, _) => steps.next(),
             Self::Lines(lines) => lines.next(client, shared).await,
         }
     }
@@ -317,6 +336,8 @@ async fn take(is_taken: &mut bool, pause: impl Fn() -> Option<Duration>) {
 /// A body, line by line.
 struct Lines {
     body: Body,
+    /// For `buffer`.
+    charge: Charge,
     /// The stream's `Idempotency-Key`: each line makes an id of its own from it.
     header: Option<Bytes>,
     buffer: BytesMut,
@@ -331,9 +352,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(body: Body, header: Option<Bytes>) -> Self {
+    fn new(watch: &Arc<Watch>, body: Body, header: Option<Bytes>) -> Self {
         Self {
             body,
+            charge: Charge::new(watch, 0),
             header,
             buffer: BytesMut::new(),
             searched: 0,
@@ -408,6 +430,7 @@ impl Lines {
             }
             Ok(Some(frame)) => {
                 self.buffer.extend_from_slice(&intake::data(frame)?);
+                self.charge.set(self.buffer.capacity());
                 Ok(())
             }
         }
