@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,8 +18,8 @@ use super::watch::{Reason, Watch};
 use super::wire::{HTTP2_PREFACE, Wire};
 
 /// What a connection may spend at once, and gains again each second.
-const ALLOWANCE_MAX: u32 = 8_000;
-const ALLOWANCE_PER_SECOND: u32 = 2_000;
+const ALLOWANCE_MAX: u32 = 4_000;
+const ALLOWANCE_PER_SECOND: u32 = 1_000;
 /// Gained with each request: windows of its answer are widened, its priority is told.
 const GAIN_OF_REQUEST: u32 = 2;
 /// Bytes taken for which one more is gained. The busiest clients widen two windows for 4 KiB.
@@ -33,8 +34,8 @@ const COST_OF_SETTINGS: u32 = 8;
 /// A piece of a body that is smaller says little; the last one may be.
 const DATA_BYTES_MIN: usize = 16;
 
-/// Frames that are read before others have their turn.
-const TURN_FRAMES_MAX: u32 = 256;
+/// Bytes that are read at once where frames begin. The rest of a long one is read with it.
+const PIECE_BYTES: usize = 1 << 10;
 
 const HEAD_BYTES: usize = 9;
 const DATA: u8 = 0;
@@ -155,19 +156,20 @@ impl AsyncRead for Counted {
         if this.watch.reason() == Some(Reason::Flood) {
             return Poll::Pending;
         }
-        if this.watch.reads_frames(0) > TURN_FRAMES_MAX {
+        if this.watch.has_had_turn(Instant::now()) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        match this.frames.pass(&buf.filled()[before..], this.watch.now()) {
-            Some(frames) => {
-                this.watch.reads_frames(frames);
+        let room = buf.remaining().min(this.frames.payload + PIECE_BYTES);
+        let mut piece = ReadBuf::new(buf.initialize_unfilled_to(room));
+        ready!(Pin::new(&mut this.io).poll_read(cx, &mut piece))?;
+        let read = piece.filled().len();
+        match this.frames.pass(piece.filled(), this.watch.now()) {
+            Some(_) => {
+                buf.advance(read);
                 Poll::Ready(Ok(()))
             }
             None => {
-                buf.set_filled(before);
                 this.watch.floods();
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -249,12 +251,12 @@ mod tests {
     #[test]
     fn frames_that_say_nothing_pass_up_to_the_allowance_which_grows_with_time() {
         for (frame, at_once, each_second) in [
-            (frame(PING, 0, 8), 8_000, 2_000),
-            (frame(DATA, 0, 0), 8_000, 2_000),
-            (frame(DATA, 0, 1), 8_000, 2_000),
-            (frame(RST_STREAM, 0, 4), 1_000, 250),
-            (frame(SETTINGS, 0, 0), 1_000, 250),
-            (frame(0xbb, 0, 0), 8_000, 2_000),
+            (frame(PING, 0, 8), 4_000, 1_000),
+            (frame(DATA, 0, 0), 4_000, 1_000),
+            (frame(DATA, 0, 1), 4_000, 1_000),
+            (frame(RST_STREAM, 0, 4), 500, 125),
+            (frame(SETTINGS, 0, 0), 500, 125),
+            (frame(0xbb, 0, 0), 4_000, 1_000),
         ] {
             let mut frames = begun();
             assert_eq!(passing(&mut frames, &frame, 1), at_once, "{frame:?}");
@@ -275,6 +277,6 @@ mod tests {
         }
         // Requests that are taken back at once do not pay for that.
         let both = [frame(HEADERS, 5, 30), frame(RST_STREAM, 0, 4)].concat();
-        assert!(passing(&mut begun(), &both, 1) < 1_400);
+        assert!(passing(&mut begun(), &both, 1) < 700);
     }
 }

@@ -11,16 +11,16 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use hyper::body::Body as _;
 use hyper::header::{CONTENT_LENGTH, DATE, HeaderValue};
 use hyper::{HeaderMap, Request};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::answer::Response;
@@ -79,15 +79,17 @@ pub(super) async fn serve(wire: Wire, client: Arc<Client>) -> Result<(), h2::Err
         }
     });
     let Some(connection) = opened.await else { return Ok(()) };
-    let mut connection = Streams { connection: connection?, client, tasks: JoinSet::new() };
+    let under_way = FuturesUnordered::new();
+    let mut connection = Streams { connection: connection?, client, under_way };
     connection.run(&watch).await
 }
 
-/// A connection and the requests under way on it, which end with it.
+/// A connection and the requests under way on it, which are its own task's: so it has one turn among
+/// others, however many requests it has.
 struct Streams {
     connection: h2::server::Connection<Counted, Bytes>,
     client: Arc<Client>,
-    tasks: JoinSet<()>,
+    under_way: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Streams {
@@ -112,7 +114,7 @@ impl Streams {
             }
         });
         if floods.await? {
-            self.tasks.abort_all();
+            self.under_way.clear();
             self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             let _ = timeout(FAREWELL, poll_fn(|cx| self.connection.poll_closed(cx))).await;
         }
@@ -120,22 +122,41 @@ impl Streams {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while self.tasks.try_join_next().is_some() {}
         loop {
-            match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    if self.tasks.len() >= REQUESTS_MAX {
+            let mut goes_on = false;
+            loop {
+                if self.client.watch.has_had_turn(Instant::now()) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                match self.connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) if self.has_room() => {
+                        let stream = Stream::new(&self.client, &request, respond);
+                        self.under_way.push(Box::pin(stream.serve(request)));
+                        let _ = self.under_way.poll_next_unpin(cx);
+                        goes_on = true;
+                    }
+                    Poll::Ready(Some(Ok(_))) => {
                         self.client.watch.floods();
                         return Poll::Pending;
                     }
-                    let stream = Stream::new(&self.client, &request, respond);
-                    self.tasks.spawn(stream.serve(request));
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => break,
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
+            }
+            while let Poll::Ready(Some(())) = self.under_way.poll_next_unpin(cx) {
+                goes_on = true;
+            }
+            // What was made is to be sent, and there may be more.
+            if !goes_on {
+                return Poll::Pending;
             }
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.under_way.len() < REQUESTS_MAX
     }
 }
 

@@ -105,8 +105,8 @@ pub(super) struct Watch {
     requests: AtomicU32,
     /// When its task began its present turn, in nanoseconds of the clock; 0 if it did nothing yet.
     turn: AtomicU64,
-    /// Frames that it read in its present turn.
-    turn_frames: AtomicU32,
+    /// Times that it read in its present turn.
+    turn_reads: AtomicU32,
     waker: AtomicWaker,
     /// Requests being answered.
     busy: AtomicU32,
@@ -131,7 +131,7 @@ impl Watch {
             holds_much_since: AtomicU64::new(now),
             requests: AtomicU32::new(0),
             turn: AtomicU64::new(0),
-            turn_frames: AtomicU32::new(0),
+            turn_reads: AtomicU32::new(0),
             waker: AtomicWaker::new(),
             busy: AtomicU32::new(0),
             idle_since: AtomicU64::new(now),
@@ -207,7 +207,7 @@ impl Watch {
     /// The connection's task begins another turn.
     pub(super) fn begins_turn(&self) {
         self.turn.store(0, Ordering::Relaxed);
-        self.turn_frames.store(0, Ordering::Relaxed);
+        self.turn_reads.store(0, Ordering::Relaxed);
     }
 
     /// Whether the connection has had its turn by now and should let others have theirs.
@@ -222,9 +222,9 @@ impl Watch {
         }
     }
 
-    /// Notes frames that were read; how many it has read in this turn.
-    pub(super) fn reads_frames(&self, frames: u32) -> u32 {
-        self.turn_frames.fetch_add(frames, Ordering::Relaxed) + frames
+    /// Notes that it reads; how many times it has in this turn.
+    pub(super) fn reads(&self) -> u32 {
+        self.turn_reads.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Requests that were begun.

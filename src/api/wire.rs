@@ -32,6 +32,9 @@ const SNIFFED_BYTES: usize = 2 << 10;
 /// Bytes read at once while no request is being answered: what comes begins with a head.
 const HEAD_PIECE_BYTES: usize = 8 << 10;
 
+/// Times that HTTP/1 reads before others have their turn.
+const TURN_READS_MAX: u32 = 16;
+
 /// Bytes of a read buffer that an idle connection is known to have, and is not charged.
 const BUFFER_BYTES_FREE: usize = 8 << 10;
 
@@ -138,13 +141,17 @@ struct Buffered {
 
 impl Buffered {
     /// Charges a buffer with so much room, beside what it has of a head.
-    fn offers(&mut self, room: usize, watch: &Watch) {
+    ///
+    /// Returns whether there is room for it; if not, reading waits until there is.
+    fn offers(&mut self, room: usize, watch: &Watch) -> bool {
         if self.requests != watch.requests() && !watch.is_busy() {
             self.requests = watch.requests();
             self.head = 0;
         }
         let bytes = (room + self.head).saturating_sub(BUFFER_BYTES_FREE);
+        let fits = self.charge.grow(bytes).is_ok();
         self.charge.set(bytes);
+        fits
     }
 }
 
@@ -222,7 +229,11 @@ impl Read for Wire {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         let wire = &mut *self;
-        wire.buffered.offers(buf.remaining(), &wire.watch);
+        let fits = wire.buffered.offers(buf.remaining(), &wire.watch);
+        if !fits || wire.watch.reads() > TURN_READS_MAX {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if self.watch.is_busy() {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
