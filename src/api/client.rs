@@ -8,6 +8,7 @@ use axum::Router;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::dispatch;
@@ -36,6 +37,25 @@ impl Node {
             settings: ArcSwap::from_pointee(settings),
             router: dispatch::router(),
         }
+    }
+}
+
+/// What takes milliseconds is done one at a time, beside the threads that all requests share.
+static HEAVY: Semaphore = Semaphore::const_new(1);
+
+/// Does what takes milliseconds.
+///
+/// # Panics
+/// As `work` does.
+pub(super) async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let _turn = HEAVY.acquire().await.expect("it is never closed");
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -32,7 +32,7 @@ const SNIFFED_BYTES: usize = 2 << 10;
 /// Bytes read at once while no request is being answered: what comes begins with a head.
 const HEAD_PIECE_BYTES: usize = 8 << 10;
 
-/// Times that HTTP/1 reads before others have their turn.
+/// Times that a body of HTTP/1 is read before others have their turn.
 const TURN_READS_MAX: u32 = 16;
 
 /// Bytes of a read buffer that an idle connection is known to have, and is not charged.
@@ -230,7 +230,12 @@ impl Read for Wire {
         }
         let wire = &mut *self;
         let fits = wire.buffered.offers(buf.remaining(), &wire.watch);
-        if !fits || wire.watch.reads() > TURN_READS_MAX {
+        let had_turn = match wire.watch.is_busy() {
+            true => wire.watch.reads() > TURN_READS_MAX,
+            // A head that is long, or none, is gone through again with each piece.
+            false => wire.watch.has_had_turn(Instant::now()),
+        };
+        if !fits || had_turn {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -14,7 +14,7 @@ use futures_util::stream::{self, FuturesOrdered, Stream};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
-use super::super::client::Client;
+use super::super::client::{Client, heavy};
 use super::super::held::{Charge, Outgoing};
 use super::super::intake;
 use super::super::json::{self, AcksText, VersionText};
@@ -34,6 +34,10 @@ const WINDOW: usize = 128;
 /// Bytes of results that are gathered before they are sent, while more come at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// How often a result asks for room that there is not, at first and at last.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(5);
+const NO_ROOM_PAUSE_MAX: Duration = Duration::from_millis(200);
+
 /// How a batch is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -46,7 +50,7 @@ pub(super) enum Framing {
 /// What an operation came to.
 enum Done {
     /// An entry; for how long its copy has been out of touch with the primary.
-    Got(Found, Option<Duration>, #[expect(dead_code, reason = "held")] Option<Outgoing>),
+    Got(Found, Option<Duration>, Option<Outgoing>),
     Written(Written),
     Failed(Problem),
 }
@@ -68,6 +72,8 @@ pub(super) struct Run {
     /// Bytes of the results so far.
     answer_bytes: usize,
     out: Vec<u8>,
+    /// For `out`.
+    charge: Charge,
     state: State,
     started: Instant,
     failed: bool,
@@ -109,6 +115,7 @@ impl Run {
     fn new(client: Arc<Client>, shared: Shared, source: Source, framing: Framing) -> Self {
         let busy = Busy::mark(Arc::clone(&client.watch));
         Self {
+            charge: Charge::new(&client.watch, 0),
             client,
             shared,
             source,
@@ -148,7 +155,7 @@ impl Run {
                 Some(done) = self.running.next(), if !self.running.is_empty() => {
                     self.keys.pop_front();
                     let done = self.bounded(done);
-                    self.append(&done);
+                    self.append(done).await;
                 }
                 step = self.source.next(&self.client, &self.shared), if may_read => match step {
                     Some(step) => self.waiting = Some(step),
@@ -164,7 +171,10 @@ impl Run {
         }
         (!self.out.is_empty()).then(|| {
             let out = std::mem::take(&mut self.out);
-            Charge::new(&self.client.watch, out.capacity()).around(out)
+            let mut charge =
+                std::mem::replace(&mut self.charge, Charge::new(&self.client.watch, 0));
+            charge.set(out.capacity());
+            charge.around(out)
         })
     }
 
@@ -213,14 +223,20 @@ impl Run {
         Done::Failed(Problem::new(Kind::TooLarge, detail))
     }
 
-    fn append(&mut self, done: &Done) {
+    async fn append(&mut self, done: Done) {
+        let done = match done {
+            Done::Got(found, stale, Some(outgoing)) => {
+                return self.append_large(found, stale, outgoing).await;
+            }
+            done => done,
+        };
         let out = &mut self.out;
         let before = out.len();
         if self.framing == Framing::Document && self.results > 0 {
             out.push(b',');
         }
         self.results += 1;
-        match done {
+        match &done {
             Done::Got(found, stale, _) => json::append_got(out, found, *stale, Timestamp::now()),
             Done::Written(written) => append_written(out, *written),
             Done::Failed(problem) => {
@@ -232,6 +248,34 @@ impl Run {
             out.push(b'\n');
         }
         self.answer_bytes += out.len() - before;
+    }
+
+    /// As [`Self::append`], once there is room for it, and where it holds up nobody.
+    async fn append_large(&mut self, found: Found, stale: Option<Duration>, outgoing: Outgoing) {
+        let before = self.out.len();
+        let more = json::shown_bytes(found.entry.value_bytes());
+        let mut waits = NO_ROOM_PAUSE;
+        while self.charge.grow(before + more).is_err() {
+            tokio::time::sleep(waits).await;
+            waits = (2 * waits).min(NO_ROOM_PAUSE_MAX);
+        }
+        let mut out = std::mem::take(&mut self.out);
+        let (is_document, is_first) = (self.framing == Framing::Document, self.results == 0);
+        self.results += 1;
+        self.out = heavy(move || {
+            out.reserve_exact(more);
+            if is_document && !is_first {
+                out.push(b',');
+            }
+            json::append_got(&mut out, &found, stale, Timestamp::now());
+            if !is_document {
+                out.push(b'\n');
+            }
+            drop(outgoing);
+            out
+        })
+        .await;
+        self.answer_bytes += self.out.len() - before;
     }
 }
 
