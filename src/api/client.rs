@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 
 use super::dispatch;
 use super::inbound::Inbound;
+use super::openapi;
 use super::pace::Pace;
-use super::settings::Settings;
+use super::settings::{Limits, Settings};
 use super::watch::Watch;
 use crate::coordinator::Coordinator;
 use crate::metrics::Metrics;
@@ -27,6 +28,8 @@ pub(super) struct Node {
     pub(super) settings: ArcSwap<Settings>,
     /// The routes beside the keys' own.
     pub(super) router: Router,
+    /// The API's description as it was last asked for, and what it was made for.
+    document: Mutex<Option<(Limits, bool, Bytes)>>,
 }
 
 impl Node {
@@ -36,7 +39,24 @@ impl Node {
             metrics,
             settings: ArcSwap::from_pointee(settings),
             router: dispatch::router(),
+            document: Mutex::default(),
         }
+    }
+}
+
+impl Node {
+    /// The API's description: made anew only when what it describes has changed, since anybody may
+    /// ask for it.
+    pub(super) fn document(&self, limits: Limits, needs_token: bool) -> Bytes {
+        let mut last = self.document.lock();
+        if let Some((of, asked, document)) = &*last
+            && (*of, *asked) == (limits, needs_token)
+        {
+            return document.clone();
+        }
+        let document = openapi::document(limits, needs_token);
+        *last = Some((limits, needs_token, document.clone()));
+        document
     }
 }
 

@@ -246,7 +246,7 @@ async fn document(
     respond(
         takes_nothing
             .map_err(Problem::from)
-            .map(|_| answer::json(openapi::document(limits, needs_token))),
+            .map(|_| answer::json(client.node.document(limits, needs_token))),
     )
 }
 

@@ -78,7 +78,7 @@ pub struct Rate {
 }
 
 /// The part of the settings that a request carries along.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) read_timeout: Duration,
     pub(super) key_bytes: usize,

@@ -22,7 +22,7 @@ pub(crate) const MEMORY_BYTES_MAX: u64 = 512 << 20;
 pub(crate) const TOKEN: &str = "a-token-that-bystanders-have-0123456789";
 
 /// How long an attack goes on.
-pub(crate) const ATTACK: Duration = Duration::from_secs(5);
+pub(crate) const ATTACK: Duration = Duration::from_secs(3);
 /// How long the bystander is measured without one.
 const CALM: Duration = Duration::from_secs(3);
 /// Others' p99 that an attack may bring about, or three times what it was without one.
