@@ -259,8 +259,11 @@ mod tests {
             (frame(0xbb, 0, 0), 4_000, 1_000),
         ] {
             let mut frames = begun();
-            assert_eq!(passing(&mut frames, &frame, 1), at_once, "{frame:?}");
+            for _ in 0..at_once {
+                assert!(frames.pass(&frame, 1).is_some(), "{frame:?}");
+            }
             assert_eq!(passing(&mut frames, &frame, 1_001), each_second, "{frame:?}");
+            assert_eq!(passing(&mut begun(), &frame, 1), at_once, "{frame:?}");
         }
     }
 
