@@ -37,8 +37,23 @@ pub(super) type Response = hyper::Response<Body>;
 pub(super) enum Body {
     /// The whole of it; empty once sent.
     Whole(Bytes),
+    /// A large value as the table has it, of which account is kept ([`super::held::Outgoing`]).
+    Value(Bytes),
     /// Made as it is sent.
     Streamed(axum::body::Body),
+}
+
+impl Body {
+    /// Bytes that it holds for its client, if that is known before it is sent.
+    pub(super) fn charged_bytes(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::Value(_) => 0,
+            Self::Streamed(body) => {
+                hyper::body::Body::size_hint(body).exact().unwrap_or(0) as usize
+            }
+        }
+    }
 }
 
 impl From<Bytes> for Body {
@@ -56,22 +71,24 @@ impl hyper::body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         match self.get_mut() {
-            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Whole(bytes) | Self::Value(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) | Self::Value(bytes) => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
             Self::Streamed(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Whole(bytes) | Self::Value(bytes) => bytes.is_empty(),
             Self::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(bytes) | Self::Value(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Streamed(body) => body.size_hint(),
         }
     }

@@ -16,7 +16,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use self::run::{Framing, Run};
 use self::step::{Batch, DocumentError};
 use super::answer::{self, Body, Response};
-use super::client::Client;
+use super::client::{Client, heavy};
 use super::intake::{self, Bound};
 use super::kv;
 use super::params::{Fields, Query};
@@ -67,16 +67,26 @@ pub(super) async fn answer(
         }
         Framing::Document => {
             let bound = Bound { bytes_max: limits.batch_bytes(), limit: BATCH_LIMIT };
-            let body = intake::whole(&client, limits, body, bound).await?;
+            let (body, mut charge) = intake::whole(&client, limits, body, bound).await?;
+            if let Some(charge) = &mut charge {
+                // The operations are read from it, and then both are there.
+                charge.set(2 * body.len());
+            }
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
             let shared = Shared { limits, grant, consistency, idempotency };
-            let steps = Batch::parse(&body)?.into_steps(&shared)?;
+            let steps = match body.len() {
+                0..HEAVY_BYTES_MIN => Batch::parse(&body)?.into_steps(&shared)?,
+                _ => {
+                    let shared = shared.clone();
+                    heavy(move || Batch::parse(&body)?.into_steps(&shared)).await?
+                }
+            };
             if shared.idempotency.is_some() && steps.len() > KEYED_BATCH_OPS_MAX {
                 return Err(DocumentError::TooManyKeyed { ops: steps.len() }.into());
             }
             client.pace.spend(limits.rate, steps.len())?;
             shared.grant.spend(steps.len())?;
-            Run::of_document(client, shared, steps)
+            Run::of_document(client, shared, steps, charge)
         }
     };
     let media_type = match framing {
@@ -88,6 +98,9 @@ pub(super) async fn answer(
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     Ok(response)
 }
+
+/// A document of so many bytes takes a while to read.
+const HEAVY_BYTES_MIN: usize = 256 << 10;
 
 const BATCH_LIMIT: &str = "twice max_value_bytes and 1 MiB; send lines of application/x-ndjson \
      for a batch of any length";

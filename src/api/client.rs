@@ -1,28 +1,24 @@
 //! What the requests of one connection share: the node they talk to, and their rate limit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::dispatch;
+use super::inbound::Inbound;
+use super::openapi;
 use super::pace::Pace;
-use super::problem::Problem;
-use super::settings::Settings;
+use super::settings::{Limits, Settings};
 use super::watch::Watch;
 use crate::coordinator::Coordinator;
 use crate::metrics::Metrics;
-
-/// Most bytes of request bodies that are gathered at once, over all connections. Bodies that
-/// arrive in one piece with their head are not gathered, and not counted.
-const GATHERED_BYTES_MAX: usize = 512 << 20;
 
 /// What the requests of all connections share.
 #[derive(Debug)]
@@ -32,7 +28,8 @@ pub(super) struct Node {
     pub(super) settings: ArcSwap<Settings>,
     /// The routes beside the keys' own.
     pub(super) router: Router,
-    gathered_bytes: AtomicUsize,
+    /// The API's description as it was last asked for, and what it was made for.
+    document: Mutex<Option<(Limits, bool, Bytes)>>,
 }
 
 impl Node {
@@ -42,41 +39,43 @@ impl Node {
             metrics,
             settings: ArcSwap::from_pointee(settings),
             router: dispatch::router(),
-            gathered_bytes: AtomicUsize::new(0),
+            document: Mutex::default(),
         }
     }
 }
 
-/// Bytes of a body being gathered, counted against the node's bound.
-#[derive(Debug)]
-pub(super) struct Gathered<'a> {
-    node: &'a Node,
-    bytes: usize,
-}
-
-impl<'a> Gathered<'a> {
-    pub(super) fn none(node: &'a Node) -> Self {
-        Self { node, bytes: 0 }
-    }
-
-    /// Counts `bytes` more.
-    ///
-    /// # Errors
-    /// A [`Problem`] to be tried again when all bodies together are too many bytes.
-    pub(super) fn add(&mut self, bytes: usize) -> Result<(), Problem> {
-        let before = self.node.gathered_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        if before.saturating_add(bytes) > GATHERED_BYTES_MAX {
-            let detail = "too many large requests are arriving at once; try again shortly";
-            return Err(Problem::unavailable(detail));
+impl Node {
+    /// The API's description: made anew only when what it describes has changed, since anybody may
+    /// ask for it.
+    pub(super) fn document(&self, limits: Limits, needs_token: bool) -> Bytes {
+        let mut last = self.document.lock();
+        if let Some((of, asked, document)) = &*last
+            && (*of, *asked) == (limits, needs_token)
+        {
+            return document.clone();
         }
-        Ok(())
+        let document = openapi::document(limits, needs_token);
+        *last = Some((limits, needs_token, document.clone()));
+        document
     }
 }
 
-impl Drop for Gathered<'_> {
-    fn drop(&mut self) {
-        self.node.gathered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+/// What takes milliseconds is done one at a time, beside the threads that all requests share.
+static HEAVY: Semaphore = Semaphore::const_new(1);
+
+/// Does what takes milliseconds.
+///
+/// # Panics
+/// As `work` does.
+pub(super) async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let _turn = HEAVY.acquire().await.expect("it is never closed");
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -100,7 +99,7 @@ impl Client {
 
     /// Reads and drops what a client is still sending, for so long at most, so that it gets to see
     /// the answer.
-    pub(super) fn read_on(&self, mut rest: Incoming, within: Duration) {
+    pub(super) fn read_on(&self, mut rest: Inbound, within: Duration) {
         let mut reading_on = self.reading_on.lock();
         while reading_on.try_join_next().is_some() {}
         reading_on.spawn(async move {

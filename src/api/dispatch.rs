@@ -9,13 +9,14 @@ use axum::extract::{Extension, Request as RoutedRequest};
 use axum::response::Response as RoutedResponse;
 use axum::routing;
 use bytes::Bytes;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Version};
 
 use super::answer::{self, Body, Response};
 use super::client::{Client, Node};
 use super::framing::Doubt;
+use super::inbound::Inbound;
 use super::params::Query;
 use super::problem::{Kind, Problem};
 use super::settings::{Limits, Settings};
@@ -37,8 +38,12 @@ pub(super) const ROUTES: [(&str, &str); 4] = [
 ];
 
 /// Answers a request.
-pub(super) async fn answer(client: Arc<Client>, request: Request<Incoming>) -> Response {
+pub(super) async fn answer(client: Arc<Client>, request: Request<Inbound>) -> Response {
     let started = Instant::now();
+    // On HTTP/2 each request is a task of its own.
+    if request.version() < Version::HTTP_2 && client.watch.has_had_turn(started) {
+        tokio::task::yield_now().await;
+    }
     let _busy = Busy::mark(&*client.watch);
     let op = op(&request);
     let seen = Seen {
@@ -96,7 +101,7 @@ struct Seen {
 }
 
 /// Which operation a request is counted as.
-fn op(request: &Request<Incoming>) -> Option<Op> {
+fn op(request: &Request<Inbound>) -> Option<Op> {
     match request.uri().path() {
         path if path.starts_with(kv::PREFIX) => kv::op(request),
         listing::PATH if request.method() == Method::DELETE => Some(Op::DeletePrefix),
@@ -110,7 +115,7 @@ fn op(request: &Request<Incoming>) -> Option<Op> {
 fn recognise(
     node: &Node,
     settings: &Settings,
-    request: &Request<Incoming>,
+    request: &Request<Inbound>,
 ) -> Result<Grant, Problem> {
     if settings.tokens.is_empty() {
         settings.sites.check(request)?;
@@ -163,6 +168,7 @@ fn finish(client: &Client, seen: Seen, answered: Result<Response, Problem>) -> R
         }
         *response.body_mut() = Body::Whole(Bytes::new());
     }
+    client.watch.held().answers(response.body().charged_bytes());
     response
 }
 
@@ -240,7 +246,7 @@ async fn document(
     respond(
         takes_nothing
             .map_err(Problem::from)
-            .map(|_| answer::json(openapi::document(limits, needs_token))),
+            .map(|_| answer::json(client.node.document(limits, needs_token))),
     )
 }
 

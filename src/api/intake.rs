@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
 
-use super::client::{Client, Gathered};
+use super::client::Client;
+use super::held::{Charge, NoRoom};
 use super::problem::{Kind, Problem};
 use super::settings::Limits;
 
@@ -18,7 +19,12 @@ pub(super) struct Bound {
     pub(super) limit: &'static str,
 }
 
-/// Reads a body to its end. One that has arrived with its head is taken as it lies in the read
+/// Room that a body gets before more of it is there than that; and how much it grows by at a time.
+/// What is announced is not believed: it would hold memory that never fills.
+const GATHERED_BYTES_MIN: usize = 64 << 10;
+const GROWTH: usize = 4;
+
+/// Reads a body to its end; with it, what it is charged where it had to be gathered. One that has arrived with its head is taken as it lies in the read
 /// buffer, without a copy, a timer or a turn of the scheduler.
 ///
 /// # Errors
@@ -28,9 +34,9 @@ pub(super) async fn whole<B: Body<Data = Bytes> + Unpin>(
     limits: Limits,
     mut body: B,
     bound: Bound,
-) -> Result<Bytes, Problem> {
+) -> Result<(Bytes, Option<Charge>), Problem> {
     if body.is_end_stream() {
-        return Ok(Bytes::new());
+        return Ok((Bytes::new(), None));
     }
     if body.size_hint().lower() > bound.bytes_max as u64 {
         return Err(too_large(bound));
@@ -42,14 +48,14 @@ pub(super) async fn whole<B: Body<Data = Bytes> + Unpin>(
     .await;
     let start = match first {
         None => Bytes::new(),
-        Some(None) => return Ok(Bytes::new()),
+        Some(None) => return Ok((Bytes::new(), None)),
         Some(Some(frame)) => data(frame)?,
     };
     if start.len() > bound.bytes_max {
         return Err(too_large(bound));
     }
     if body.is_end_stream() {
-        return Ok(start);
+        return Ok((start, None));
     }
     let rest = Box::pin(gather(client, body, start, bound));
     match tokio::time::timeout(limits.read_timeout, rest).await {
@@ -63,11 +69,12 @@ async fn gather<B: Body<Data = Bytes> + Unpin>(
     mut body: B,
     start: Bytes,
     bound: Bound,
-) -> Result<Bytes, Problem> {
-    let mut counted = Gathered::none(&client.node);
-    counted.add(start.len()).map_err(Problem::closing)?;
-    let expected = body.size_hint().exact().unwrap_or(0) as usize;
-    let mut gathered = BytesMut::with_capacity(start.len() + expected.min(bound.bytes_max));
+) -> Result<(Bytes, Option<Charge>), Problem> {
+    let mut charge = Charge::new(&client.watch, 0);
+    let hint = body.size_hint().exact().map_or(usize::MAX, |rest| rest as usize);
+    let bytes_max = start.len().saturating_add(hint).min(bound.bytes_max);
+    let mut gathered = BytesMut::new();
+    make_room(&mut gathered, &mut charge, start.len(), bytes_max)?;
     gathered.extend_from_slice(&start);
     drop(start);
     while let Some(frame) = body.frame().await {
@@ -75,10 +82,34 @@ async fn gather<B: Body<Data = Bytes> + Unpin>(
         if gathered.len() + piece.len() > bound.bytes_max {
             return Err(too_large(bound));
         }
-        counted.add(piece.len()).map_err(Problem::closing)?;
+        make_room(&mut gathered, &mut charge, piece.len(), bytes_max)?;
         gathered.extend_from_slice(&piece);
     }
-    Ok(gathered.freeze())
+    client.watch.held().budget().stirs(gathered.len());
+    Ok((gathered.freeze(), Some(charge)))
+}
+
+/// Makes room for so many bytes more of a body that has no more than `bytes_max` in all.
+///
+/// # Errors
+/// A [`Problem`] to be tried again when too much is held already.
+fn make_room(
+    gathered: &mut BytesMut,
+    charge: &mut Charge,
+    more: usize,
+    bytes_max: usize,
+) -> Result<(), Problem> {
+    let needed = gathered.len() + more;
+    if needed <= gathered.capacity() {
+        return Ok(());
+    }
+    let room = needed.saturating_mul(GROWTH).min(bytes_max).max(GATHERED_BYTES_MIN).max(needed);
+    charge.grow(room).map_err(|NoRoom| {
+        let detail = "too many large requests are arriving at once; try again shortly";
+        Problem::unavailable(detail).closing()
+    })?;
+    gathered.reserve(room - gathered.len());
+    Ok(())
 }
 
 /// A frame's data; nothing for trailers.

@@ -144,6 +144,20 @@ pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The bytes that a value takes in JSON, and what stands around it.
+pub(super) fn shown_bytes(value: &[u8]) -> usize {
+    const AROUND: usize = 1 << 10;
+    if std::str::from_utf8(value).is_err() {
+        return value.len().div_ceil(3) * 4 + AROUND;
+    }
+    let escaped = |byte: &u8| match byte {
+        b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
+        0..32 => 6,
+        _ => 1,
+    };
+    value.iter().map(escaped).sum::<usize>() + AROUND
+}
+
 /// Appends the result of a `get` in a batch.
 pub(super) fn append_got(
     out: &mut Vec<u8>,

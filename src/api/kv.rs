@@ -6,13 +6,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 
 use super::answer::{self, ACKS, Body, OCTET_STREAM, Response, STALE, TTL};
 use super::client::Client;
 use super::conditions::ReadCondition;
+use super::held::Outgoing;
 use super::intake::{self, Bound};
 use super::json;
 use super::params::{Fields, IDEMPOTENCY_KEY_BYTES_MAX, Malformed, Query, key, min_version, ttl};
@@ -40,7 +40,7 @@ pub(super) const ALLOW: &str = "GET, HEAD, PUT, DELETE, POST";
 const OP_FORMS: &str = "incr or touch";
 
 /// Which operation a request for a key is counted as, if its method is known.
-pub(super) fn op(request: &Request<Incoming>) -> Option<Op> {
+pub(super) fn op<B>(request: &Request<B>) -> Option<Op> {
     match *request.method() {
         Method::GET | Method::HEAD => Some(Op::Get),
         Method::PUT => Some(Op::Put),
@@ -110,7 +110,7 @@ async fn get<B>(
         Lookup::Hit(found) if as_json == Some(true) => conditional(&condition, &found, |found| {
             answer::json(json::entry(found, Timestamp::now()))
         }),
-        Lookup::Hit(found) => conditional(&condition, &found, raw),
+        Lookup::Hit(found) => conditional(&condition, &found, |found| raw(client, found)),
         Lookup::Miss(_) if condition.fails_on_absence() => Err(Problem::condition_failed(None)),
         Lookup::Miss(_) => Err(Problem::absent()),
     };
@@ -147,8 +147,12 @@ fn conditional(
     Ok(response)
 }
 
-fn raw(found: &Found) -> Response {
-    let mut response = answer::with_body(StatusCode::OK, Body::Whole(found.entry.value()));
+fn raw(client: &Client, found: &Found) -> Response {
+    let body = match Outgoing::value(&client.watch, &found.entry) {
+        (value, true) => Body::Whole(value),
+        (value, false) => Body::Value(value),
+    };
+    let mut response = answer::with_body(StatusCode::OK, body);
     let content_type = match found.entry.content_type() {
         b"" => None,
         // It came in a header field, or through a check that it could have.
@@ -174,7 +178,7 @@ async fn put(
     fields.plain_body()?;
     let (condition, content_type) = (fields.condition()?, content_type(&fields)?);
     let bound = Bound { bytes_max: limits.value_bytes, limit: "max_value_bytes" };
-    let value = intake::whole(client, limits, body, bound).await?;
+    let (value, _charge) = intake::whole(client, limits, body, bound).await?;
     let idempotency = idempotency(&fields, &head, key.as_bytes(), &value)?;
     let operation = Operation::Put { value, content_type, ttl };
     let write = Write { key, operation, condition, idempotency, consistency };

@@ -1,6 +1,7 @@
 //! Many keys by their prefix: `/v1/kv?prefix=…`, to list or to delete.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -9,6 +10,7 @@ use hyper::{Request, StatusCode};
 
 use super::answer::{self, ACKS, Body, Response, STALE};
 use super::client::Client;
+use super::held::{Charge, Outgoing};
 use super::intake;
 use super::json;
 use super::kv;
@@ -18,6 +20,7 @@ use super::settings::Limits;
 use super::tokens::{Grant, Verb};
 use crate::coordinator::{Page, Phase};
 use crate::entry::{Key, Timestamp};
+use crate::store::Found;
 
 pub(super) const PATH: &str = "/v1/kv";
 pub(super) const LIST_PARAMETERS: &[&str] = &["prefix", "limit", "cursor", "values"];
@@ -49,7 +52,7 @@ pub(super) async fn list(
     let limit = limit.unwrap_or(LIMIT_DEFAULT);
     let page = client.node.coordinator.list(&prefix, cursor, limit).await?;
     let stale = page.stale.map(answer::stale);
-    let body = if values { streamed(page) } else { whole(page) };
+    let body = if values { streamed(client, page) } else { whole(page) };
     let mut response = answer::with_body(StatusCode::OK, body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -79,27 +82,36 @@ fn whole(page: Page) -> Body {
 }
 
 /// A page with values may be gigabytes: it is written as the client takes it.
-fn streamed(page: Page) -> Body {
+fn streamed(client: &Client, page: Page) -> Body {
     let now = Timestamp::now();
-    let entries = page.entries.into_iter().enumerate();
+    let watch = Arc::clone(&client.watch);
+    let held = |found: Found| (Outgoing::of(&client.watch, &found.entry), found);
+    let entries: Vec<_> = page.entries.into_iter().map(held).collect();
+    let entries = entries.into_iter().enumerate();
     let rest = (entries, Some(page.cursor));
-    let chunks = stream::unfold(rest, move |(mut entries, mut cursor)| async move {
-        let mut out = Vec::new();
-        while out.len() < CHUNK_BYTES {
-            let Some((n, found)) = entries.next() else {
-                if entries.len() == 0
-                    && let Some(cursor) = cursor.take()
-                {
-                    append_tail(&mut out, cursor.as_deref());
+    let chunks = stream::unfold(rest, move |(mut entries, mut cursor)| {
+        let watch = Arc::clone(&watch);
+        async move {
+            let mut out = Vec::new();
+            while out.len() < CHUNK_BYTES {
+                let Some((n, (_outgoing, found))) = entries.next() else {
+                    if entries.len() == 0
+                        && let Some(cursor) = cursor.take()
+                    {
+                        append_tail(&mut out, cursor.as_deref());
+                    }
+                    break;
+                };
+                if n > 0 {
+                    out.push(b',');
                 }
-                break;
-            };
-            if n > 0 {
-                out.push(b',');
+                json::append_listed(&mut out, &found, true, now);
             }
-            json::append_listed(&mut out, &found, true, now);
+            (!out.is_empty()).then(|| {
+                let charge = Charge::new(&watch, out.capacity());
+                (Ok::<_, Infallible>(charge.around(out)), (entries, cursor))
+            })
         }
-        (!out.is_empty()).then(|| (Ok::<_, Infallible>(Bytes::from(out)), (entries, cursor)))
     });
     let head = stream::once(async { Ok(Bytes::from_static(HEAD)) });
     use futures_util::StreamExt;

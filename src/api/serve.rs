@@ -15,9 +15,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use hyper::server::conn::{http1, http2};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -27,7 +28,10 @@ use tracing::debug;
 
 use super::client::{Client, Node};
 use super::dispatch;
+use super::held::{Budget, Charge};
+use super::inbound::Inbound;
 use super::settings::Settings;
+use super::streams;
 use super::tls::Material;
 use super::tokens::Tokens;
 use super::watch::{Entered, Order, Registry, Watch, tick_interval};
@@ -48,13 +52,8 @@ const END_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest head of an HTTP/1 request, and the piece in which bodies are read, in bytes.
 const HTTP1_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Streams that one HTTP/2 connection may have open.
-const HTTP2_STREAMS_MAX: u32 = 256;
-/// Bytes that an HTTP/2 client may send ahead, on a stream and on the connection.
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Longest list of header fields of an HTTP/2 request, in bytes.
-const HTTP2_HEADERS_BYTES_MAX: u32 = 64 << 10;
+/// What a TLS handshake that is not through may hold: a message of the greatest length.
+const HANDSHAKE_BYTES: usize = 64 << 10;
 
 /// What a client hears that is one too many.
 const REFUSAL: &str = concat!(
@@ -78,6 +77,7 @@ pub struct Server(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     node: Arc<Node>,
+    budget: Arc<Budget>,
     tls: ArcSwapOption<Material>,
     active: AtomicUsize,
     refused: AtomicUsize,
@@ -91,7 +91,9 @@ impl Server {
         settings: Settings,
         tls: Option<Material>,
     ) -> Self {
+        let (bytes_max, each) = (settings.held_bytes_max, settings.held_bytes_each());
         Self(Arc::new(Shared {
+            budget: Arc::new(Budget::new(bytes_max, each)),
             node: Arc::new(Node::new(coordinator, metrics, settings)),
             tls: ArcSwapOption::from_pointee(tls),
             active: AtomicUsize::new(0),
@@ -106,6 +108,7 @@ impl Server {
 
     /// Puts new settings in force, for open connections as well.
     pub fn apply(&self, settings: Settings) {
+        self.0.budget.configure(settings.held_bytes_max, settings.held_bytes_each());
         self.0.node.settings.store(Arc::new(settings));
     }
 
@@ -137,7 +140,7 @@ impl Server {
         listener: TcpListener,
         stop: impl Future<Output = std::time::Instant>,
     ) -> usize {
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(Registry::new(Arc::clone(&self.0.budget)));
         let tracker = TaskTracker::new();
         let deadline = self.accept(listener, &registry, &tracker, stop).await;
         tracker.close();
@@ -177,6 +180,9 @@ impl Server {
                     let pause = self.tick(registry);
                     tick.as_mut().reset(Instant::now() + pause);
                 }
+                () = self.0.budget.look.notified() => {
+                    self.tick(registry);
+                }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => self.take_in(stream, peer, registry, tracker),
                     Err(error) if is_of_one_connection(&error) => {}
@@ -194,7 +200,7 @@ impl Server {
         let settings = self.0.node.settings.load();
         let ended = registry.tick(settings.read_timeout, settings.write_timeout);
         if ended > 0 {
-            debug!(connections = ended, "ended for want of progress");
+            debug!(connections = ended, "ended for want of progress, or of room");
         }
         tick_interval(settings.read_timeout, settings.write_timeout)
     }
@@ -226,8 +232,13 @@ impl Server {
         };
         tracker.spawn(async move {
             let _active = active;
+            let (node, watch) =
+                (Arc::clone(&connection.node), Arc::clone(connection.entered.watch()));
             if let Err(error) = connection.run(stream).await {
                 complain!(DEBUG, Kind::new("clients", "ended"), %peer, error = %brief_error(&error), "connection ended");
+            }
+            if let Some(reason) = watch.reason() {
+                node.metrics.ended_connection(reason.label());
             }
         });
     }
@@ -299,7 +310,9 @@ enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
-    Http(#[from] hyper::Error),
+    Http1(#[from] hyper::Error),
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
 }
 
 /// A connection that was taken in.
@@ -317,6 +330,7 @@ impl Connection {
             let stream = match &self.tls {
                 None => Stream::Plain(stream),
                 Some(tls) => {
+                    let _charge = Charge::new(&watch, HANDSHAKE_BYTES);
                     let acceptor = TlsAcceptor::from(Arc::clone(tls.config()));
                     let handshake = timeout(self.handshake_timeout, acceptor.accept(stream));
                     let stream = handshake.await.map_err(|_| ConnectionError::HandshakeTimeout)?;
@@ -338,35 +352,21 @@ impl Connection {
         let client = Arc::new(Client::new(self.node, Arc::clone(&watch)));
         match protocol {
             Protocol::Http1 => http1(wire, client, &watch).await?,
-            Protocol::Http2 => http2(wire, client, &watch).await?,
+            Protocol::Http2 => streams::serve(wire, client).await?,
         }
         Ok(())
     }
 }
 
 async fn http1(wire: Wire, client: Arc<Client>, watch: &Watch) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let client = Arc::clone(&client);
+        let request = request.map(Inbound::Http1);
         async move { Ok::<_, Infallible>(dispatch::answer(client, request).await) }
     });
     // Without `pipeline_flush`: it leaves the refusal of a malformed head unsent.
     let connection =
         http1::Builder::new().max_buf_size(HTTP1_BUFFER_BYTES_MAX).serve_connection(wire, service);
-    obeying(watch, pin!(connection), |c| c.graceful_shutdown()).await
-}
-
-async fn http2(wire: Wire, client: Arc<Client>, watch: &Watch) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request| {
-        let client = Arc::clone(&client);
-        async move { Ok::<_, Infallible>(dispatch::answer(client, request).await) }
-    });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HTTP2_HEADERS_BYTES_MAX)
-        .serve_connection(wire, service);
     obeying(watch, pin!(connection), |c| c.graceful_shutdown()).await
 }
 
@@ -379,6 +379,7 @@ async fn obeying<C: Future<Output = Result<(), hyper::Error>>>(
     let mut draining = false;
     poll_fn(|cx| {
         watch.carried_out_by(cx.waker());
+        watch.begins_turn();
         match watch.order() {
             Order::Serve => {}
             Order::Drain => {

@@ -32,6 +32,9 @@ pub struct Settings {
     pub max_key_bytes: usize,
     /// Largest value, in bytes.
     pub max_value_bytes: usize,
+    /// Bytes that are held at once for all clients: bodies under way, heads, streams, and values
+    /// that were replaced while they were being sent. Who holds most for longest is cut off beyond.
+    pub held_bytes_max: usize,
 }
 
 impl Default for Settings {
@@ -45,8 +48,24 @@ impl Default for Settings {
             max_conns: 10_000,
             max_key_bytes: 1024,
             max_value_bytes: 8 << 20,
+            held_bytes_max: held_bytes_max(1024 << 20),
         }
     }
+}
+
+/// The bytes that a node with so much memory for its entries holds for its clients at most: a quarter
+/// of it, but not so little that a few large values fill it, and not more than helps.
+pub const fn held_bytes_max(max_memory: u64) -> usize {
+    const LEAST: u64 = 128 << 20;
+    const MOST: u64 = 512 << 20;
+    let quarter = max_memory / 4;
+    (if quarter < LEAST {
+        LEAST
+    } else if quarter > MOST {
+        MOST
+    } else {
+        quarter
+    }) as usize
 }
 
 /// So many operations a second, and so many at once after a rest.
@@ -59,7 +78,7 @@ pub struct Rate {
 }
 
 /// The part of the settings that a request carries along.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) read_timeout: Duration,
     pub(super) key_bytes: usize,
@@ -84,6 +103,12 @@ impl Limits {
 }
 
 impl Settings {
+    /// Bytes that are held for one connection: half of all, or a batch of the largest size.
+    pub(super) fn held_bytes_each(&self) -> usize {
+        const BESIDE: usize = 8 << 20;
+        (self.held_bytes_max / 2).max(2 * self.limits().batch_bytes() + BESIDE)
+    }
+
     pub(super) fn limits(&self) -> Limits {
         Limits {
             read_timeout: self.read_timeout,

@@ -17,16 +17,17 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::Version;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
+use super::inbound::{Inbound, InboundError};
 use super::watch::Watch;
 
 /// Why a body cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UploadError {
     #[error("{0}")]
-    Hyper(#[from] hyper::Error),
+    Inbound(#[from] InboundError),
     /// No sender of trailers sends none.
     #[error("something else than a line's end behind the last chunk")]
     Trailers,
@@ -36,7 +37,7 @@ pub(super) enum UploadError {
 #[derive(Debug)]
 pub(super) struct Upload {
     /// Nothing once it was handed back.
-    incoming: Option<Incoming>,
+    incoming: Option<Inbound>,
     ended: bool,
     framing: Framing,
 }
@@ -51,11 +52,11 @@ enum Framing {
 
 /// Where the rest of an HTTP/2 body is found that nobody reads.
 #[derive(Debug, Default)]
-pub(super) struct Unread(Mutex<Option<Incoming>>);
+pub(super) struct Unread(Mutex<Option<Inbound>>);
 
 impl Unread {
     /// Takes it, if there is any, once the request's body was dropped.
-    pub(super) fn take(&self) -> Option<Incoming> {
+    pub(super) fn take(&self) -> Option<Inbound> {
         self.0.lock().take()
     }
 }
@@ -64,7 +65,7 @@ impl Upload {
     /// The body of a request of that version; `chunked`: it has a `Transfer-Encoding`. With it, where
     /// what is left of it is to be found.
     pub(super) fn new(
-        incoming: Incoming,
+        incoming: Inbound,
         version: Version,
         chunked: bool,
         watch: &Arc<Watch>,
@@ -105,11 +106,11 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

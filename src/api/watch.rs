@@ -2,7 +2,7 @@
 //!
 //! A connection arms no timer of its own. It notes when it began to wait, by a clock that is
 //! advanced a few times a second; whoever accepts connections looks over the notes at each advance
-//! and orders those to end that have waited too long.
+//! and orders those to end that have waited too long, or for whom too much is held ([`super::held`]).
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -12,6 +12,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+
+use super::held::{Budget, Detached, Held};
+
+/// Since when a connection holds more than this is remembered: who holds much for long goes first.
+const MUCH_BYTES: usize = 64 << 10;
+
+/// Longest time that a connection which has always something to do goes on before others have their
+/// turn.
+pub(super) const TURN_MAX: Duration = Duration::from_micros(300);
 
 /// How often the clock is advanced, at most and at least.
 const TICK_MIN: Duration = Duration::from_millis(10);
@@ -54,11 +63,50 @@ pub(super) enum Order {
     End,
 }
 
+/// Why a connection was ended that would have gone on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Reason {
+    /// No request came within `read_timeout`.
+    Idle,
+    /// The peer took nothing of an answer within `write_timeout`.
+    Untaken,
+    /// Too much was held for it.
+    Memory,
+    /// It sent more frames than requests and answers are made of.
+    Flood,
+}
+
+impl Reason {
+    const ALL: [Self; 4] = [Self::Idle, Self::Untaken, Self::Memory, Self::Flood];
+
+    /// Its name in metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Untaken => "untaken",
+            Self::Memory => "memory",
+            Self::Flood => "flood",
+        }
+    }
+}
+
 /// One connection, seen from outside.
 #[derive(Debug)]
 pub(super) struct Watch {
     clock: Arc<CoarseClock>,
     order: AtomicU8,
+    /// Why it is ended, by its place in [`Reason::ALL`] and one more; 0 if for no such reason.
+    reason: AtomicU8,
+    held: Held,
+    /// Since when much is held for it.
+    holds_much_since: AtomicU64,
+    /// Requests that were begun.
+    requests: AtomicU32,
+    /// When its task began its present turn, in nanoseconds of the clock; 0 if it did nothing yet.
+    turn: AtomicU64,
+    /// Times that it read in its present turn.
+    turn_reads: AtomicU32,
     waker: AtomicWaker,
     /// Requests being answered.
     busy: AtomicU32,
@@ -73,11 +121,17 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    fn new(clock: Arc<CoarseClock>) -> Self {
+    fn new(clock: Arc<CoarseClock>, budget: Arc<Budget>) -> Self {
         let now = clock.now();
         Self {
             clock,
             order: AtomicU8::new(Order::Serve as u8),
+            reason: AtomicU8::new(0),
+            held: Held::new(budget),
+            holds_much_since: AtomicU64::new(now),
+            requests: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
+            turn_reads: AtomicU32::new(0),
             waker: AtomicWaker::new(),
             busy: AtomicU32::new(0),
             idle_since: AtomicU64::new(now),
@@ -107,11 +161,87 @@ impl Watch {
         }
     }
 
+    /// Ends the connection, and notes why.
+    pub(super) fn end(&self, reason: Reason) {
+        self.is_wrong_for(reason);
+        self.give(Order::End);
+    }
+
+    /// Notes that more frames came than there is reason for; the connection's task ends it.
+    pub(super) fn floods(&self) {
+        self.is_wrong_for(Reason::Flood);
+    }
+
+    fn is_wrong_for(&self, reason: Reason) {
+        let _ =
+            self.reason.compare_exchange(0, reason as u8 + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Why it is ended, if it is for one of these reasons.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        let place = self.reason.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Reason::ALL[usize::from(place)])
+    }
+
+    /// The present reading of the coarse clock, in milliseconds.
+    pub(super) fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// What is held for it.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Charges so many more bytes to it; ends it when they are too many.
+    pub(super) fn holds(&self, bytes: usize) {
+        let before = self.held.add(bytes);
+        if before <= MUCH_BYTES && before + bytes > MUCH_BYTES {
+            self.holds_much_since.store(self.clock.now(), Ordering::Relaxed);
+        }
+        if before + bytes > self.held.budget().connection_bytes_max() {
+            self.end(Reason::Memory);
+        }
+    }
+
+    /// The connection's task begins another turn.
+    pub(super) fn begins_turn(&self) {
+        self.turn.store(0, Ordering::Relaxed);
+        self.turn_reads.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the connection has had its turn by now and should let others have theirs.
+    pub(super) fn has_had_turn(&self, now: Instant) -> bool {
+        let nanos = now.saturating_duration_since(self.clock.started).as_nanos() as u64;
+        match self.turn.load(Ordering::Relaxed) {
+            0 => {
+                self.turn.store(nanos.max(1), Ordering::Relaxed);
+                false
+            }
+            began => nanos.saturating_sub(began) > TURN_MAX.as_nanos() as u64,
+        }
+    }
+
+    /// Notes that it reads; how many times it has in this turn.
+    pub(super) fn reads(&self) -> u32 {
+        self.turn_reads.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Requests that were begun.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Bytes went to the peer, which keeps an HTTP/1 connection from being idle.
+    pub(super) fn is_written_to(&self) {
+        self.idle_since.store(self.clock.now(), Ordering::Relaxed);
+    }
+
     /// The peer took bytes.
     pub(super) fn write_went_on(&self) {
-        self.idle_since.store(self.clock.now(), Ordering::Relaxed);
         if self.write_blocked_since.load(Ordering::Relaxed) != 0 {
             self.write_blocked_since.store(0, Ordering::Relaxed);
+            self.held.is_taken();
         }
     }
 
@@ -119,7 +249,17 @@ impl Watch {
     pub(super) fn write_is_blocked(&self) {
         if self.write_blocked_since.load(Ordering::Relaxed) == 0 {
             self.write_blocked_since.store(self.clock.now(), Ordering::Relaxed);
+            let answer = self.held.answer();
+            if answer > 0 {
+                self.holds(answer);
+                self.held.leaves_untaken(answer);
+            }
         }
+    }
+
+    /// Whether the peer takes no bytes at the moment.
+    pub(super) fn is_write_blocked(&self) -> bool {
+        self.write_blocked_since.load(Ordering::Relaxed) != 0
     }
 
     /// Notes whether the peer may still be sending what nobody will read.
@@ -147,16 +287,24 @@ impl Watch {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
-    fn is_overdue(&self, now: u64, read_timeout: Duration, write_timeout: Duration) -> bool {
+    /// Why it has waited too long, if it has.
+    fn overdue(&self, now: u64, read_timeout: Duration, write_timeout: Duration) -> Option<Reason> {
         let longer =
             |since: u64, limit: Duration| u128::from(now.saturating_sub(since)) > limit.as_millis();
         match self.write_blocked_since.load(Ordering::Relaxed) {
             0 => {
-                self.busy.load(Ordering::Relaxed) == 0
-                    && longer(self.idle_since.load(Ordering::Relaxed), read_timeout)
+                let is_idle = self.busy.load(Ordering::Relaxed) == 0
+                    && longer(self.idle_since.load(Ordering::Relaxed), read_timeout);
+                is_idle.then_some(Reason::Idle)
             }
-            since => longer(since, write_timeout),
+            since => longer(since, write_timeout).then_some(Reason::Untaken),
         }
+    }
+
+    /// Bytes and time in one: how much it weighs among those who hold too much.
+    fn weight(&self, bytes: usize, now: u64) -> u128 {
+        let since = self.holds_much_since.load(Ordering::Relaxed);
+        bytes as u128 * u128::from(now.saturating_sub(since) + 1000)
     }
 }
 
@@ -168,6 +316,7 @@ impl<W: Deref<Target = Watch>> Busy<W> {
     /// Marks a request as being answered.
     pub(super) fn mark(watch: W) -> Self {
         watch.busy.fetch_add(1, Ordering::Relaxed);
+        watch.requests.fetch_add(1, Ordering::Relaxed);
         Self(watch)
     }
 }
@@ -181,9 +330,10 @@ impl<W: Deref<Target = Watch>> Drop for Busy<W> {
 }
 
 /// The open connections of one listener.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registry {
     clock: Arc<CoarseClock>,
+    budget: Arc<Budget>,
     open: Mutex<Open>,
 }
 
@@ -194,9 +344,14 @@ struct Open {
 }
 
 impl Registry {
+    /// One without connections, which are to share `budget`.
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        Self { clock: Arc::default(), budget, open: Mutex::default() }
+    }
+
     /// Enters a new connection.
     pub(super) fn enter(self: &Arc<Self>) -> Entered {
-        let watch = Arc::new(Watch::new(Arc::clone(&self.clock)));
+        let watch = Arc::new(Watch::new(Arc::clone(&self.clock), Arc::clone(&self.budget)));
         let mut open = self.open.lock();
         let number = open.next;
         open.next += 1;
@@ -204,17 +359,19 @@ impl Registry {
         Entered { watch, number, registry: Arc::clone(self) }
     }
 
-    /// Advances the clock, and ends what has waited too long. Returns how many that were.
+    /// Advances the clock, and ends what has waited too long or holds too much. Returns how many
+    /// that were.
     pub(super) fn tick(&self, read_timeout: Duration, write_timeout: Duration) -> usize {
         let now = self.clock.advance();
+        let open = self.open.lock();
         let mut ended = 0;
-        for watch in self.open.lock().watches.values() {
-            if watch.is_overdue(now, read_timeout, write_timeout) {
-                watch.give(Order::End);
+        for watch in open.watches.values() {
+            if let Some(reason) = watch.overdue(now, read_timeout, write_timeout) {
+                watch.end(reason);
                 ended += 1;
             }
         }
-        ended
+        ended + open.shed(&self.budget, now)
     }
 
     /// Gives an order to all.
@@ -227,6 +384,43 @@ impl Registry {
     /// How many are open.
     pub(super) fn len(&self) -> usize {
         self.open.lock().watches.len()
+    }
+}
+
+impl Open {
+    /// Ends those who hold too much by themselves, and, while all together hold too much, those who
+    /// hold most for longest. Returns how many that were.
+    fn shed(&self, budget: &Budget, now: u64) -> usize {
+        let has_values = budget.has_values();
+        if !has_values && budget.held() <= budget.bytes_max() {
+            return 0;
+        }
+        let detached = match has_values {
+            true => Detached::among(self.watches.values().map(|watch| &watch.held)),
+            false => Detached::default(),
+        };
+        let mut bytes = budget.held() + detached.bytes();
+        let mut holders: Vec<(u128, usize, &Watch)> = Vec::new();
+        for watch in self.watches.values() {
+            let own = watch.held.bytes() + detached.of(&watch.held);
+            if watch.order() == Order::End {
+                // On its way out.
+                bytes = bytes.saturating_sub(own);
+            } else {
+                holders.push((watch.weight(own, now), own, watch));
+            }
+        }
+        holders.sort_unstable_by_key(|(weight, ..)| std::cmp::Reverse(*weight));
+        let mut ended = 0;
+        for (_, own, watch) in holders {
+            let too_much = own > budget.connection_bytes_max();
+            if too_much || bytes > budget.bytes_max() {
+                watch.end(Reason::Memory);
+                bytes = bytes.saturating_sub(own);
+                ended += 1;
+            }
+        }
+        ended
     }
 }
 
@@ -253,6 +447,7 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.registry.open.lock().watches.remove(&self.number);
+        self.watch.held.is_taken();
     }
 }
 
@@ -266,25 +461,25 @@ mod tests {
     fn watch_at(millis: u64) -> (Arc<CoarseClock>, Watch) {
         let clock = Arc::new(CoarseClock::default());
         clock.millis.store(millis, Ordering::Relaxed);
-        (Arc::clone(&clock), Watch::new(clock))
+        (Arc::clone(&clock), Watch::new(clock, Arc::new(Budget::new(1 << 20, 1 << 20))))
     }
 
     #[test]
     fn a_connection_that_sends_nothing_is_overdue_after_the_read_timeout() {
         let (_, watch) = watch_at(1_000);
-        assert!(!watch.is_overdue(1_100, READ, WRITE));
-        assert!(watch.is_overdue(1_101, READ, WRITE));
+        assert_eq!(watch.overdue(1_100, READ, WRITE), None);
+        assert_eq!(watch.overdue(1_101, READ, WRITE), Some(Reason::Idle));
     }
 
     #[test]
     fn a_request_being_answered_is_never_overdue_and_the_wait_begins_anew_after_it() {
         let (clock, watch) = watch_at(1_000);
         let busy = Busy::mark(&watch);
-        assert!(!watch.is_overdue(9_000, READ, WRITE));
+        assert_eq!(watch.overdue(9_000, READ, WRITE), None);
         clock.millis.store(9_000, Ordering::Relaxed);
         drop(busy);
-        assert!(!watch.is_overdue(9_100, READ, WRITE));
-        assert!(watch.is_overdue(9_101, READ, WRITE));
+        assert_eq!(watch.overdue(9_100, READ, WRITE), None);
+        assert_eq!(watch.overdue(9_101, READ, WRITE), Some(Reason::Idle));
     }
 
     #[test]
@@ -292,10 +487,10 @@ mod tests {
         let (_, watch) = watch_at(1_000);
         let _busy = Busy::mark(&watch);
         watch.write_is_blocked();
-        assert!(!watch.is_overdue(1_300, READ, WRITE));
-        assert!(watch.is_overdue(1_301, READ, WRITE));
+        assert_eq!(watch.overdue(1_300, READ, WRITE), None);
+        assert_eq!(watch.overdue(1_301, READ, WRITE), Some(Reason::Untaken));
         watch.write_went_on();
-        assert!(!watch.is_overdue(1_301, READ, WRITE));
+        assert_eq!(watch.overdue(1_301, READ, WRITE), None);
     }
 
     #[test]

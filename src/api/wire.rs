@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -20,16 +20,23 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
+use super::held::Charge;
 use super::length;
 use super::watch::Watch;
 
 /// How an HTTP/2 client begins, RFC 9113 §3.4.
-const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes read at once to learn the protocol.
 const SNIFFED_BYTES: usize = 2 << 10;
 /// Bytes read at once while no request is being answered: what comes begins with a head.
 const HEAD_PIECE_BYTES: usize = 8 << 10;
+
+/// Times that a body of HTTP/1 is read before others have their turn.
+const TURN_READS_MAX: u32 = 16;
+
+/// Bytes of a read buffer that an idle connection is known to have, and is not charged.
+const BUFFER_BYTES_FREE: usize = 8 << 10;
 
 /// Longest time that a closed connection is read on.
 const LINGER_MAX: Duration = Duration::from_secs(2);
@@ -119,6 +126,33 @@ pub(super) struct Wire {
     protocol: Protocol,
     watch: Arc<Watch>,
     lingering: Option<Lingering>,
+    buffered: Buffered,
+}
+
+/// What HTTP/1's parser has of a connection's bytes, and room for.
+#[derive(Debug)]
+struct Buffered {
+    charge: Charge,
+    /// Bytes of the head that is coming, or of the request that is being answered.
+    head: usize,
+    /// Requests begun when that was looked at last.
+    requests: u32,
+}
+
+impl Buffered {
+    /// Charges a buffer with so much room, beside what it has of a head.
+    ///
+    /// Returns whether there is room for it; if not, reading waits until there is.
+    fn offers(&mut self, room: usize, watch: &Watch) -> bool {
+        if self.requests != watch.requests() && !watch.is_busy() {
+            self.requests = watch.requests();
+            self.head = 0;
+        }
+        let bytes = (room + self.head).saturating_sub(BUFFER_BYTES_FREE);
+        let fits = self.charge.grow(bytes).is_ok();
+        self.charge.set(bytes);
+        fits
+    }
 }
 
 #[derive(Debug)]
@@ -161,12 +195,19 @@ impl Wire {
         }
         let prefix = Bytes::copy_from_slice(sniffed);
         let stream = TokioIo::new(stream);
-        Ok((Self { stream, prefix, protocol, watch, lingering: None }, protocol))
+        let buffered = Buffered { charge: Charge::new(&watch, 0), head: 0, requests: 0 };
+        Ok((Self { stream, prefix, protocol, watch, lingering: None, buffered }, protocol))
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match written {
-            Poll::Ready(_) => self.watch.write_went_on(),
+            Poll::Ready(_) => {
+                self.watch.write_went_on();
+                // Frames of HTTP/2 that are no answer go out as well.
+                if self.protocol == Protocol::Http1 {
+                    self.watch.is_written_to();
+                }
+            }
             Poll::Pending => self.watch.write_is_blocked(),
         }
         written
@@ -184,7 +225,21 @@ impl Read for Wire {
             buf.put_slice(&self.prefix.split_to(len));
             return Poll::Ready(Ok(()));
         }
-        if self.protocol == Protocol::Http2 || self.watch.is_busy() {
+        if self.protocol == Protocol::Http2 {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let wire = &mut *self;
+        let fits = wire.buffered.offers(buf.remaining(), &wire.watch);
+        let had_turn = match wire.watch.is_busy() {
+            true => wire.watch.reads() > TURN_READS_MAX,
+            // A head that is long, or none, is gone through again with each piece.
+            false => wire.watch.has_had_turn(Instant::now()),
+        };
+        if !fits || had_turn {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.watch.is_busy() {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         let mut scratch = [MaybeUninit::uninit(); HEAD_PIECE_BYTES];
@@ -192,6 +247,7 @@ impl Read for Wire {
         let mut piece = ReadBuf::uninit(&mut scratch[..room]);
         ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut piece))?;
         length::shorten(piece.filled_mut());
+        self.buffered.head += piece.filled().len();
         buf.put_slice(piece.filled());
         Poll::Ready(Ok(()))
     }

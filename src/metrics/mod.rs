@@ -219,6 +219,7 @@ pub struct Metrics {
     pub unauthorized: Counter,
     token_requests: prometheus::IntCounterVec,
     refusals: prometheus::IntCounterVec,
+    ended_connections: prometheus::IntCounterVec,
     log_dropped: prometheus::IntCounterVec,
     log_suppressed: prometheus::IntCounterVec,
     gauges: Gauges,
@@ -306,6 +307,7 @@ impl Metrics {
             ),
             token_requests: token_requests(t),
             refusals: refusals(t),
+            ended_connections: ended_connections(t),
             log_dropped: log_dropped(t),
             log_suppressed: log_suppressed(t),
             gauges: Gauges::declare(t),
@@ -337,6 +339,11 @@ impl Metrics {
     /// Counts lines of the log that were left out: what caused them, and what they were about.
     pub fn log_suppressed(&self, from: &str, about: &str, lines: u64) {
         self.log_suppressed.with_label_values(&[from, about]).inc_by(lines);
+    }
+
+    /// Counts a client's connection that was ended, for one of the reasons there are.
+    pub fn ended_connection(&self, reason: &str) {
+        self.ended_connections.with_label_values(&[reason]).inc();
     }
 
     /// Counts what was refused on the node port.
@@ -404,6 +411,18 @@ fn refusals(t: &mut Table) -> prometheus::IntCounterVec {
     // There from the start, so that an alert on its rise has something to rise from.
     refusals.with_label_values(&["secret"]);
     refusals
+}
+
+fn ended_connections(t: &mut Table) -> prometheus::IntCounterVec {
+    let ended = t.counters(
+        "aegis_ended_connections_total",
+        &["reason"],
+        "Client connections that the node ended: no request within read_timeout (idle), nothing taken of an answer within write_timeout (untaken), too much held for them (memory), frames without end that no request or answer is made of (flood).",
+    );
+    for reason in ["idle", "untaken", "memory", "flood"] {
+        ended.with_label_values(&[reason]);
+    }
+    ended
 }
 
 fn log_dropped(t: &mut Table) -> prometheus::IntCounterVec {

@@ -45,8 +45,8 @@ pub(super) async fn admit<N: Node>(
             .check(&request)
             .map_err(|foreign| Problem::forbidden(foreign.to_string()))
     });
-    // No request of this port has a body. One in chunks is not read to its end, and what hyper
-    // takes for that end need not be what a proxy took for it.
+    // A body in chunks need not be read to its end, and what hyper takes for that end need not be
+    // what a proxy took for it.
     let last = judged.is_err() || request.headers().contains_key(TRANSFER_ENCODING);
     let mut response = match judged {
         Ok(()) => next.run(request).await,

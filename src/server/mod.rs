@@ -461,6 +461,7 @@ fn api_settings(config: &Config, connections_max: u32, metrics: &Metrics) -> api
         max_conns: connections_max as usize,
         max_key_bytes: config.max_key_bytes as usize,
         max_value_bytes: config.max_value_bytes as usize,
+        held_bytes_max: api::held_bytes_max(config.memory_bytes_max()),
     }
 }
 

@@ -4,8 +4,8 @@
 //! and memories of departed keys occupy, in allocator usable sizes. The budget only counts and
 //! compares; evicting or refusing is up to whoever writes.
 //!
-//! Caveats: memory of removed entries that are still being sent to a client is not counted, nor
-//! what the allocator keeps for itself (a few per cent).
+//! Caveats: memory of removed entries that are still being sent to a client is not counted here (the
+//! client API bounds it), nor what the allocator keeps for itself (a few per cent).
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 

@@ -173,6 +173,12 @@ impl Entry {
         Bytes::from_owner(Value(self.clone()))
     }
 
+    /// How many handles there are, this one included. Others may come and go at any time, but one
+    /// that is the only one stays so until it is cloned.
+    pub fn handles(&self) -> u32 {
+        self.header().handles.load(Ordering::Relaxed)
+    }
+
     /// Bytes of memory that the entry occupies.
     pub fn size(&self) -> u64 {
         usable_size(layout_of(self.payload_len()).size()) as u64

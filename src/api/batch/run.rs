@@ -14,12 +14,13 @@ use futures_util::stream::{self, FuturesOrdered, Stream};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
-use super::super::client::Client;
+use super::super::client::{Client, heavy};
+use super::super::held::{Charge, Outgoing};
 use super::super::intake;
 use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
 use super::super::tokens::Verb;
-use super::super::watch::{Busy, Watch};
+use super::super::watch::{Busy, TURN_MAX, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
 use crate::coordinator::{Got, IdempotencyKey, Read, Write, Written};
@@ -33,6 +34,10 @@ const WINDOW: usize = 128;
 /// Bytes of results that are gathered before they are sent, while more come at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// How often a result asks for room that there is not, at first and at last.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(5);
+const NO_ROOM_PAUSE_MAX: Duration = Duration::from_millis(200);
+
 /// How a batch is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -45,7 +50,7 @@ pub(super) enum Framing {
 /// What an operation came to.
 enum Done {
     /// An entry; for how long its copy has been out of touch with the primary.
-    Got(Found, Option<Duration>),
+    Got(Found, Option<Duration>, Option<Outgoing>),
     Written(Written),
     Failed(Problem),
 }
@@ -67,6 +72,8 @@ pub(super) struct Run {
     /// Bytes of the results so far.
     answer_bytes: usize,
     out: Vec<u8>,
+    /// For `out`.
+    charge: Charge,
     state: State,
     started: Instant,
     failed: bool,
@@ -83,9 +90,14 @@ enum State {
 }
 
 impl Run {
-    pub(super) fn of_document(client: Arc<Client>, shared: Shared, steps: Vec<Step>) -> Self {
-        let mut run =
-            Self::new(client, shared, Source::Steps(steps.into_iter()), Framing::Document);
+    pub(super) fn of_document(
+        client: Arc<Client>,
+        shared: Shared,
+        steps: Vec<Step>,
+        charge: Option<Charge>,
+    ) -> Self {
+        let steps = Source::Steps(steps.into_iter(), charge);
+        let mut run = Self::new(client, shared, steps, Framing::Document);
         run.out.extend_from_slice(b"{\"results\":[");
         run
     }
@@ -96,12 +108,14 @@ impl Run {
         body: Body,
         header: Option<Bytes>,
     ) -> Self {
-        Self::new(client, shared, Source::Lines(Lines::new(body, header)), Framing::Lines)
+        let lines = Lines::new(&client.watch, body, header);
+        Self::new(client, shared, Source::Lines(lines), Framing::Lines)
     }
 
     fn new(client: Arc<Client>, shared: Shared, source: Source, framing: Framing) -> Self {
         let busy = Busy::mark(Arc::clone(&client.watch));
         Self {
+            charge: Charge::new(&client.watch, 0),
             client,
             shared,
             source,
@@ -128,7 +142,12 @@ impl Run {
     }
 
     async fn next_chunk(&mut self) -> Option<Bytes> {
+        let mut began = Instant::now();
         while self.out.len() < CHUNK_BYTES && self.state != State::Ended {
+            if began.elapsed() > TURN_MAX {
+                tokio::task::yield_now().await;
+                began = Instant::now();
+            }
             self.begin_waiting();
             let may_read = self.state == State::Reading && self.waiting.is_none();
             tokio::select! {
@@ -136,7 +155,7 @@ impl Run {
                 Some(done) = self.running.next(), if !self.running.is_empty() => {
                     self.keys.pop_front();
                     let done = self.bounded(done);
-                    self.append(&done);
+                    self.append(done).await;
                 }
                 step = self.source.next(&self.client, &self.shared), if may_read => match step {
                     Some(step) => self.waiting = Some(step),
@@ -150,7 +169,13 @@ impl Run {
                 self.end();
             }
         }
-        (!self.out.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.out)))
+        (!self.out.is_empty()).then(|| {
+            let out = std::mem::take(&mut self.out);
+            let mut charge =
+                std::mem::replace(&mut self.charge, Charge::new(&self.client.watch, 0));
+            charge.set(out.capacity());
+            charge.around(out)
+        })
     }
 
     /// Begins the operation that waits, if nothing under way has its key.
@@ -198,15 +223,21 @@ impl Run {
         Done::Failed(Problem::new(Kind::TooLarge, detail))
     }
 
-    fn append(&mut self, done: &Done) {
+    async fn append(&mut self, done: Done) {
+        let done = match done {
+            Done::Got(found, stale, Some(outgoing)) => {
+                return self.append_large(found, stale, outgoing).await;
+            }
+            done => done,
+        };
         let out = &mut self.out;
         let before = out.len();
         if self.framing == Framing::Document && self.results > 0 {
             out.push(b',');
         }
         self.results += 1;
-        match done {
-            Done::Got(found, stale) => json::append_got(out, found, *stale, Timestamp::now()),
+        match &done {
+            Done::Got(found, stale, _) => json::append_got(out, found, *stale, Timestamp::now()),
             Done::Written(written) => append_written(out, *written),
             Done::Failed(problem) => {
                 self.failed |= problem.kind.status().is_server_error();
@@ -217,6 +248,34 @@ impl Run {
             out.push(b'\n');
         }
         self.answer_bytes += out.len() - before;
+    }
+
+    /// As [`Self::append`], once there is room for it, and where it holds up nobody.
+    async fn append_large(&mut self, found: Found, stale: Option<Duration>, outgoing: Outgoing) {
+        let before = self.out.len();
+        let more = json::shown_bytes(found.entry.value_bytes());
+        let mut waits = NO_ROOM_PAUSE;
+        while self.charge.grow(before + more).is_err() {
+            tokio::time::sleep(waits).await;
+            waits = (2 * waits).min(NO_ROOM_PAUSE_MAX);
+        }
+        let mut out = std::mem::take(&mut self.out);
+        let (is_document, is_first) = (self.framing == Framing::Document, self.results == 0);
+        self.results += 1;
+        self.out = heavy(move || {
+            out.reserve_exact(more);
+            if is_document && !is_first {
+                out.push(b',');
+            }
+            json::append_got(&mut out, &found, stale, Timestamp::now());
+            if !is_document {
+                out.push(b'\n');
+            }
+            drop(outgoing);
+            out
+        })
+        .await;
+        self.answer_bytes += self.out.len() - before;
     }
 }
 
@@ -244,7 +303,10 @@ async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Proble
     shared.grant.check(Verb::Read, key.as_bytes())?;
     let read = Read { consistency: shared.consistency, min_version: None };
     match client.node.coordinator.get(key.as_bytes(), read).await? {
-        Got { lookup: Lookup::Hit(found), stale } => Ok(Done::Got(found, stale)),
+        Got { lookup: Lookup::Hit(found), stale } => {
+            let outgoing = Outgoing::of(&client.watch, &found.entry);
+            Ok(Done::Got(found, stale, outgoing))
+        }
         Got { lookup: Lookup::Miss(_), stale } => Err(Problem::absent().with_stale(stale)),
     }
 }
@@ -286,7 +348,8 @@ fn append_written(out: &mut Vec<u8>, written: Written) {
 
 /// Where a batch's operations come from.
 enum Source {
-    Steps(std::vec::IntoIter<Step>),
+    /// With what the document is charged.
+    Steps(std::vec::IntoIter<Step>, #[expect(dead_code, reason = "held")] Option<Charge>),
     Lines(Lines),
 }
 
@@ -294,7 +357,7 @@ impl Source {
     /// The next operation, or nothing at the end. Giving up waiting for it loses nothing.
     async fn next(&mut self, client: &Client, shared: &Shared) -> Option<Step> {
         match self {
-            Self::Steps(steps) => steps.next(),
+            Self::Steps(steps, _) => steps.next(),
             Self::Lines(lines) => lines.next(client, shared).await,
         }
     }
@@ -317,6 +380,8 @@ async fn take(is_taken: &mut bool, pause: impl Fn() -> Option<Duration>) {
 /// A body, line by line.
 struct Lines {
     body: Body,
+    /// For `buffer`.
+    charge: Charge,
     /// The stream's `Idempotency-Key`: each line makes an id of its own from it.
     header: Option<Bytes>,
     buffer: BytesMut,
@@ -331,9 +396,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(body: Body, header: Option<Bytes>) -> Self {
+    fn new(watch: &Arc<Watch>, body: Body, header: Option<Bytes>) -> Self {
         Self {
             body,
+            charge: Charge::new(watch, 0),
             header,
             buffer: BytesMut::new(),
             searched: 0,
@@ -408,6 +474,7 @@ impl Lines {
             }
             Ok(Some(frame)) => {
                 self.buffer.extend_from_slice(&intake::data(frame)?);
+                self.charge.set(self.buffer.capacity());
                 Ok(())
             }
         }

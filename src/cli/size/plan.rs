@@ -217,6 +217,7 @@ fn machine_bytes(max_memory: u64, nodes: u64) -> u64 {
         + SYSTEM_BYTES
         + CONNECTION_BYTES * number("max_conns")
         + RING_BYTES_MAX as u64
+        + crate::api::held_bytes_max(max_memory) as u64
         + OUTBOX_BYTES_MAX as u64 * (nodes - 1)
 }
 
@@ -492,8 +493,8 @@ mod tests {
         assert_eq!(losses(&question(5)), [("node", 4, 0, 75.0)]);
         // 75 GB by 0.9 is more than 60 GB by 0.8.
         assert_eq!(gigabytes(answer.node.max_memory_mb << 20), 83.4);
-        // 1.1 x 83.36 + 0.3 + 0.25 + 0.13 + 4 x 0.067, and 3.5 x 83.35 + 1.
-        assert_eq!(gigabytes(answer.node.machine_bytes), 92.6);
+        // 1.1 x 83.36 + 0.3 + 0.25 + 0.13 + 0.54 + 4 x 0.067, and 3.5 x 83.35 + 1.
+        assert_eq!(gigabytes(answer.node.machine_bytes), 93.2);
         assert_eq!(gigabytes(answer.node.disk_bytes), 292.7);
         assert_eq!(answer.warnings, [""; 0]);
     }
