@@ -70,7 +70,6 @@ export -f tests
 # Builds what later parts need, in time that nothing else wants: tests of clusters mostly wait. Such
 # a part waits for its build, or makes it itself if there is none.
 build_ahead() {
-    ahead cargo test --locked --no-run --profile simulation --features mutations --test simulation
     ahead scripts/dist.sh build
     [[ ! -f fuzz/Cargo.toml ]] || RUSTC_BOOTSTRAP=1 ahead cargo fuzz build
 }
@@ -89,14 +88,14 @@ end_build_ahead() {
     rm -f "$logs/ahead.pid"
 }
 
-# All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones, and for the
-# simulation, which is built apart.
+# All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones, for the
+# simulation, which is built in another way, and for the attacks, on what is published.
 integration_tests() {
     local file
     for file in tests/*.rs tests/*/main.rs; do
         [[ -f $file ]] || continue
         file=${file#tests/} file=${file%/main.rs} file=${file%.rs}
-        [[ $file == tidy || $file == simulation ]] || printf -- '--test %s ' "$file"
+        [[ $file == tidy || $file == simulation || $file == attacks ]] || printf -- '--test %s ' "$file"
     done
 }
 
@@ -180,18 +179,21 @@ if [[ ${1:-all} != check ]]; then
         timed=(-E 'not (binary(cluster) and test(/^failover::/))')
         part failover 1200 bash -c 'tests "$@"' tests --test cluster -E 'test(/^failover::/)'
     fi
+    # Optimised, since it runs thousands of histories, on the libraries that are built already; with
+    # the rules that can be broken on purpose.
+    part simulation 2100 env AEGIS_SEEDS="${AEGIS_SEEDS:-5000}" bash -c 'tests "$@"' tests \
+        --config profile.dev.package.aegiskv.opt-level=2 --features mutations --test simulation \
+        --success-output final
     build_ahead &
     builder=$!
     trap end_build_ahead EXIT
     part integration 3300 bash -c 'tests "$@"' tests $(integration_tests) "${timed[@]}"
-    # Optimised, since it runs thousands of histories; with the rules that can be broken on purpose.
-    part simulation 2100 env AEGIS_SEEDS="${AEGIS_SEEDS:-5000}" bash -c 'tests "$@"' tests \
-        --cargo-profile simulation --features mutations --test simulation --success-output final
     part doc-tests 600 cargo test --locked --doc
-    part build 600 cargo build --locked --bin aegiskv
     part corpus 600 python3 tests/corpus/run.py
     part openapi 600 python3 tests/openapi/run.py --seconds 75
     ops_tests
+    part attacks 900 bash -c 'scripts/dist.sh build && AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
+        tests --test attacks
     fuzz_targets
     say_ignored
 fi
