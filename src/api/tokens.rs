@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,8 @@ pub struct Holder {
     name: String,
     /// Any of them is accepted.
     tokens: Vec<Box<[u8]>>,
+    /// The digests of `tokens`.
+    digests: Vec<Digest>,
     /// `None`: everything.
     rights: Option<Rights>,
     pace: Pace,
@@ -77,8 +80,10 @@ impl Holder {
         rights: Option<Rights>,
         requests: TokenMetrics,
     ) -> Self {
-        let tokens = tokens.into_iter().map(|token| Box::from(token.as_ref())).collect();
-        Self { name: name.to_owned(), tokens, rights, pace: Pace::default(), requests }
+        let tokens: Vec<Box<[u8]>> =
+            tokens.into_iter().map(|token| Box::from(token.as_ref())).collect();
+        let digests = tokens.iter().map(|token| Digest::of(token)).collect();
+        Self { name: name.to_owned(), tokens, digests, rights, pace: Pace::default(), requests }
     }
 
     /// What the configuration calls it.
@@ -116,6 +121,30 @@ impl Holder {
     }
 }
 
+/// A token that was shown, kept as what it cannot be made from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Digest([u8; 32]);
+
+impl Digest {
+    pub(super) fn of(token: &[u8]) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest(&SHA256, token).as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digest")
+    }
+}
+
+/// The token in an `Authorization` field, RFC 6750 §2.1.
+pub(super) fn shown_token(header: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
 /// The tokens in force. While there is none, none is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens(Vec<Arc<Holder>>);
@@ -146,9 +175,17 @@ impl Tokens {
 
     /// Who shows one of the tokens in an `Authorization` field, RFC 6750 §2.1.
     pub fn shown_in(&self, header: &HeaderValue) -> Option<&Arc<Holder>> {
-        let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
-        let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
-        is_bearer.then(|| self.holder(token.trim_ascii())).flatten()
+        self.holder(shown_token(header)?)
+    }
+
+    /// What a token opens that was shown before, or that none was: nothing at all (`None`) where
+    /// one is asked for, and it is none of these.
+    pub(super) fn grant(&self, shown: Option<&Digest>) -> Option<Grant> {
+        if self.is_empty() {
+            return Some(Grant::default());
+        }
+        let shown = shown?;
+        self.0.iter().find(|holder| holder.digests.contains(shown)).map(Grant::of)
     }
 
     /// Whether the metrics ask for a token: they do once one is set that is for them by name.
