@@ -52,6 +52,7 @@ pub(super) async fn answer(
     grant: Grant,
     request: Request<axum::body::Body>,
 ) -> Result<Response, Problem> {
+    grant.check_any()?;
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
     fields.unconditional("if_match and if_none_match stand in the operations")?;

@@ -42,6 +42,7 @@ impl Verb {
 }
 
 /// Whom tokens stand for, and what they may do.
+#[derive(Clone)]
 pub struct Holder {
     name: String,
     /// Any of them is accepted.
@@ -50,7 +51,7 @@ pub struct Holder {
     digests: Vec<Digest>,
     /// `None`: everything.
     rights: Option<Rights>,
-    pace: Pace,
+    pace: Arc<Pace>,
     requests: TokenMetrics,
 }
 
@@ -83,7 +84,8 @@ impl Holder {
         let tokens: Vec<Box<[u8]>> =
             tokens.into_iter().map(|token| Box::from(token.as_ref())).collect();
         let digests = tokens.iter().map(|token| Digest::of(token)).collect();
-        Self { name: name.to_owned(), tokens, digests, rights, pace: Pace::default(), requests }
+        let (name, pace) = (name.to_owned(), Arc::default());
+        Self { name, tokens, digests, rights, pace, requests }
     }
 
     /// What the configuration calls it.
@@ -158,6 +160,17 @@ impl FromIterator<Holder> for Tokens {
 }
 
 impl Tokens {
+    /// Lets each holder go on at the pace of the one before it that has its name and its rate: what
+    /// they were let do counts on.
+    pub(super) fn keep_pace(&mut self, before: &Self) {
+        for holder in &mut self.0 {
+            let same = |old: &&Arc<Holder>| old.name == holder.name && old.rate() == holder.rate();
+            if let Some(old) = before.0.iter().find(same) {
+                Arc::make_mut(holder).pace = Arc::clone(&old.pace);
+            }
+        }
+    }
+
     /// Whether no token is set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -223,6 +236,16 @@ impl Grant {
             prefixes.map(|prefix| format!("{prefix:?}")).collect::<Vec<_>>().join(" or ")
         );
         Err(Problem::new(Kind::Forbidden, detail))
+    }
+
+    /// Whether it opens any key at all, to read or to write.
+    ///
+    /// # Errors
+    /// A [`Problem`] that says what it lacks.
+    pub(super) fn check_any(&self) -> Result<(), Problem> {
+        let Some(holder) = &self.0 else { return Ok(()) };
+        let may = holder.may(Verb::Write).or_else(|_| holder.may(Verb::Read));
+        may.map_err(|lacking| Problem::new(Kind::Forbidden, lacking))
     }
 
     /// Takes the right to `count` operations.

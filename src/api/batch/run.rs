@@ -300,8 +300,16 @@ async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
     done
 }
 
+/// Whether the token lets an operation in; each that it does not is counted, whatever becomes of the
+/// batch.
+fn judge(client: &Client, shared: &Shared, verb: Verb, key: &Key) -> Result<(), Problem> {
+    let grant = shared.standing.grant(&client.node)?;
+    let judged = grant.check(verb, key.as_bytes());
+    judged.inspect_err(|problem| grant.count(problem.kind.status()))
+}
+
 async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Problem> {
-    shared.standing.grant(&client.node)?.check(Verb::Read, key.as_bytes())?;
+    judge(client, shared, Verb::Read, key)?;
     let read = Read { consistency: shared.consistency, min_version: None };
     match client.node.coordinator.get(key.as_bytes(), read).await? {
         Got { lookup: Lookup::Hit(found), stale } => {
@@ -313,7 +321,7 @@ async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Proble
 }
 
 async fn put(client: &Client, shared: &Shared, write: Write) -> Result<Done, Problem> {
-    shared.standing.grant(&client.node)?.check(Verb::Write, write.key.as_bytes())?;
+    judge(client, shared, Verb::Write, &write.key)?;
     written(client.node.coordinator.write(write).await?)
 }
 
