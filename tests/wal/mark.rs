@@ -256,7 +256,7 @@ fn a_mark_of_another_cluster_is_refused() {
     let mut other = location();
     other.cluster_id += 1;
     let known = aegiskv::wal::Known { durable: Lsn(0), same_boot: false, expects_log: false };
-    let refused = verify(&disk, &other, known).unwrap_err();
+    let refused = verify(&disk, &other, known, Lsn(1)).unwrap_err();
     assert!(refused.to_string().contains("mark.wal belongs to cluster"), "{refused}");
     let _ = support::CLUSTER;
 }
