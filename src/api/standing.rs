@@ -52,10 +52,14 @@ impl Standing {
         };
         grant.ok_or_else(|| {
             let detail = match self.shown {
-                None => "a token is asked for since this batch began; send 'Authorization: Bearer \
-                         TOKEN' with a token of this cluster",
-                Some(_) => "the token that this batch was sent with is none that this cluster \
-                            accepts any more; send what is left with another",
+                None => {
+                    "a token is asked for since this batch began; send 'Authorization: Bearer \
+                         TOKEN' with a token of this cluster"
+                }
+                Some(_) => {
+                    "the token that this batch was sent with is none that this cluster \
+                            accepts any more; send what is left with another"
+                }
             };
             Problem::new(Kind::Unauthorized, detail)
         })

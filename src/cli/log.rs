@@ -4,8 +4,8 @@
 //! Invariant: nothing is written, and no value is shown; keys are.
 
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 use std::num::NonZero;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::thread;
 
@@ -18,9 +18,7 @@ use crate::disk::home::read_identity;
 use crate::disk::{Disk as _, Os};
 use crate::entry::{Effect, Record};
 use crate::snapshot::{self, Loaded};
-use crate::wal::{
-    self, Corruption, Damage, Frame, Known, Location, Lsn, Progress, Seen, Verified,
-};
+use crate::wal::{self, Corruption, Damage, Frame, Known, Location, Lsn, Progress, Seen, Verified};
 
 /// Looks at a node's write-ahead log while the node is down
 #[derive(Args, Debug)]
@@ -109,9 +107,7 @@ impl Place {
 impl Log {
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
         match self.command {
-            Command::Inspect(place) => {
-                inspect(&place.find()?)
-            }
+            Command::Inspect(place) => inspect(&place.find()?),
             Command::Verify(place) => {
                 let found = place.find()?;
                 let verified = wal::verify(&Os, &found.location, found.known, found.needed)?;

@@ -219,7 +219,11 @@ async fn send_chunk(client: &Client, chunk: Chunk) -> Result<(u64, u64), Stopped
                     None => format!("lines {first} to {last}"),
                 };
                 let line = Some(fault.line.unwrap_or(first));
-                return Err(Stopped { error: fault.error.context(what), stored: fault.stored, line });
+                return Err(Stopped {
+                    error: fault.error.context(what),
+                    stored: fault.stored,
+                    line,
+                });
             }
         }
     }
@@ -252,8 +256,11 @@ async fn try_chunk(client: &Client, chunk: &Chunk) -> Result<u64, Fault> {
     let mut count = 0;
     let mut results = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for line in &chunk.lines {
-        let at = |error: anyhow::Error, passing| {
-            Fault { error, line: Some(*line), stored: count, passing }
+        let at = |error: anyhow::Error, passing| Fault {
+            error,
+            line: Some(*line),
+            stored: count,
+            passing,
         };
         let result = results.next().and_then(|text| serde_json::from_slice::<Json>(text).ok());
         let Some(result) = result else {

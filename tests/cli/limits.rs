@@ -13,10 +13,7 @@ fn server() -> (Server, tempfile::TempDir) {
     let entry = |name: &str, more: &str| {
         let file = dir.path().join(name);
         fs::write(&file, format!("{name}-{}\n", "x".repeat(40))).expect("it can be written");
-        format!(
-            r#"{{"name":"{name}","file":"{}","verbs":["read","write"]{more}}}"#,
-            file.display()
-        )
+        format!(r#"{{"name":"{name}","file":"{}","verbs":["read","write"]{more}}}"#, file.display())
     };
     let entries = [
         entry("slow", r#","rate":1"#),
@@ -54,8 +51,7 @@ fn listings_and_dumps_wait_as_long_as_the_rate_asks_them_to() {
 fn an_import_that_is_refused_half_way_says_what_is_stored() {
     let (server, dir) = server();
     let input = [lines("shop:", 5), lines("ship:", 1), lines("shop:x", 2)].concat();
-    let outcome =
-        call(&server, &dir, "shop", &["import", "--partial"]).input(input.clone()).run();
+    let outcome = call(&server, &dir, "shop", &["import", "--partial"]).input(input.clone()).run();
     assert_eq!(outcome.code, 1);
     for told in ["line 6: ", "(403)", "5 keys are stored, all before line 6", "--from-line 6"] {
         assert!(outcome.stderr.contains(told), "{told} is not in {}", outcome.stderr);
