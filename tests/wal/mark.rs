@@ -229,7 +229,7 @@ fn verify_says_what_the_last_segment_lacks() {
         expects_log: true,
     };
     let check = |disk: &Faulty, known| {
-        let verified = verify(disk, &location(), known).unwrap();
+        let verified = verify(disk, &location(), known, Lsn(1)).unwrap();
         let missing: Vec<_> = verified.corruptions.iter().map(|c| (c.from.0, c.to)).collect();
         (verified.durable.0, missing)
     };
