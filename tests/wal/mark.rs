@@ -228,8 +228,9 @@ fn verify_says_what_the_last_segment_lacks() {
         same_boot,
         expects_log: true,
     };
-    let check = |disk: &Faulty, known| {
-        let verified = verify(disk, &location(), known, Lsn(1)).unwrap();
+    let check = |disk: &Faulty, known: aegiskv::wal::Known| {
+        let needed = Lsn(known.durable.0 + 1);
+        let verified = verify(disk, &location(), known, needed).unwrap();
         let missing: Vec<_> = verified.corruptions.iter().map(|c| (c.from.0, c.to)).collect();
         (verified.durable.0, missing)
     };
