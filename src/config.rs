@@ -17,6 +17,7 @@ mod keys;
 mod layers;
 mod problem;
 mod reference;
+mod repeated;
 mod secret;
 mod setting;
 mod span;
@@ -112,6 +113,19 @@ impl Sources {
     /// # Errors
     /// All that is wrong, at once.
     pub fn load(&self) -> Result<Loaded, Problems> {
+        self.load_for(false)
+    }
+
+    /// As [`Self::load`], and whether a node would start with it: the time of its certificate, which
+    /// a node that serves already outlives.
+    ///
+    /// # Errors
+    /// All that is wrong, at once.
+    pub fn load_to_start(&self) -> Result<Loaded, Problems> {
+        self.load_for(true)
+    }
+
+    fn load_for(&self, to_start: bool) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let inputs = Inputs {
             documents: self.documents(&mut problems),
@@ -119,7 +133,7 @@ impl Sources {
             flags: self.flags.clone(),
             host_name: host_name(),
         };
-        inputs.evaluate_after(problems)
+        inputs.evaluate_after(problems, to_start)
     }
 
     /// Reads and checks everything again. `old` stays as it is, whatever happens.
@@ -165,10 +179,14 @@ impl Inputs {
     /// # Errors
     /// All that is wrong, at once.
     pub fn evaluate(&self) -> Result<Loaded, Problems> {
-        self.evaluate_after(Vec::new())
+        self.evaluate_after(Vec::new(), false)
     }
 
-    fn evaluate_after(&self, mut problems: Vec<Problem>) -> Result<Loaded, Problems> {
+    fn evaluate_after(
+        &self,
+        mut problems: Vec<Problem>,
+        to_start: bool,
+    ) -> Result<Loaded, Problems> {
         let mut layers = Layers::default();
         for document in &self.documents {
             layers.add_document(document);
@@ -192,7 +210,7 @@ impl Inputs {
                 }
             }
         }
-        if let Err((what, mend)) = tokens::read_files(&mut config.auth_tokens) {
+        for (what, mend) in tokens::read_files(&mut config.auth_tokens) {
             let origin = origins.of("auth_tokens");
             problems.push(Problem::with_key("auth_tokens", origin, what, mend));
             broken.insert("auth_tokens");
@@ -201,7 +219,7 @@ impl Inputs {
             config.node_id.clone_from(&self.host_name);
         }
 
-        let (found, more_warnings) = Check::new(&config, &origins, &broken).run();
+        let (found, more_warnings) = Check::new(&config, &origins, &broken).run(to_start);
         problems.extend(found);
         let mut warnings = layers.warnings;
         warnings.extend(more_warnings);
@@ -234,7 +252,8 @@ impl Loaded {
         let live = |name: &&str| Key::find(name).is_some_and(|key| key.live);
         let (applied, needs_restart): (Vec<_>, Vec<_>) = changed.into_iter().partition(live);
         if !needs_restart.is_empty() {
-            let (problems, _) = Check::new(&fresh.config, &fresh.origins, &BTreeSet::new()).run();
+            let (problems, _) =
+                Check::new(&fresh.config, &fresh.origins, &BTreeSet::new()).run(false);
             if !problems.is_empty() {
                 return Err(Problems(problems));
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::Request;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 
 use self::run::{Framing, Run};
 use self::step::{Batch, DocumentError};
@@ -22,6 +22,7 @@ use super::kv;
 use super::params::{Fields, Query};
 use super::problem::{Kind, Problem};
 use super::settings::{KEYED_BATCH_OPS_MAX, Limits};
+use super::standing::Standing;
 use super::tokens::Grant;
 use crate::coordinator::{Consistency, IdempotencyKey};
 use crate::metrics::Op;
@@ -38,7 +39,7 @@ const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "applica
 #[derive(Clone, Debug)]
 struct Shared {
     limits: Limits,
-    grant: Grant,
+    standing: Arc<Standing>,
     consistency: Consistency,
     idempotency: Option<IdempotencyKey>,
 }
@@ -51,6 +52,7 @@ pub(super) async fn answer(
     grant: Grant,
     request: Request<axum::body::Body>,
 ) -> Result<Response, Problem> {
+    grant.check_any()?;
     let (head, body) = request.into_parts();
     let fields = Fields::gather(&head.headers)?;
     fields.unconditional("if_match and if_none_match stand in the operations")?;
@@ -58,11 +60,12 @@ pub(super) async fn answer(
     let framing = framing(fields.content_type)?;
     let query = Query::parse(head.uri.query(), PARAMETERS)?;
     let consistency = query.consistency()?;
+    let standing = Arc::new(Standing::new(head.headers.get(AUTHORIZATION)));
     let run = match framing {
         Framing::Lines => {
             kv::idempotency(&fields, &head, b"", b"")?;
             let header = fields.idempotency_key.map(|v| Bytes::copy_from_slice(v.as_bytes()));
-            let shared = Shared { limits, grant, consistency, idempotency: None };
+            let shared = Shared { limits, standing, consistency, idempotency: None };
             Run::of_lines(client, shared, body, header)
         }
         Framing::Document => {
@@ -73,7 +76,7 @@ pub(super) async fn answer(
                 charge.set(2 * body.len());
             }
             let idempotency = kv::idempotency(&fields, &head, b"", &body)?;
-            let shared = Shared { limits, grant, consistency, idempotency };
+            let shared = Shared { limits, standing, consistency, idempotency };
             let steps = match body.len() {
                 0..HEAVY_BYTES_MIN => Batch::parse(&body)?.into_steps(&shared)?,
                 _ => {
@@ -85,7 +88,7 @@ pub(super) async fn answer(
                 return Err(DocumentError::TooManyKeyed { ops: steps.len() }.into());
             }
             client.pace.spend(limits.rate, steps.len())?;
-            shared.grant.spend(steps.len())?;
+            grant.spend(steps.len())?;
             Run::of_document(client, shared, steps, charge)
         }
     };

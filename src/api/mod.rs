@@ -26,6 +26,7 @@ mod problem;
 mod serve;
 mod settings;
 mod sites;
+mod standing;
 mod streams;
 pub mod tls;
 mod tokens;

@@ -97,7 +97,8 @@ struct Operations {
 }
 
 /// What may go wrong with any request that needs the data.
-const ALWAYS: [Kind; 3] = [Kind::Malformed, Kind::RateLimited, Kind::Unavailable];
+const ALWAYS: [Kind; 4] =
+    [Kind::Malformed, Kind::RateLimited, Kind::NotImplemented, Kind::Unavailable];
 /// What may go wrong with a write besides.
 const WRITES: [Kind; 3] = [Kind::Timeout, Kind::OutcomeUnknown, Kind::TooLarge];
 
@@ -280,10 +281,9 @@ impl Operations {
             operation = operation
                 .response("401", refusal(Kind::Unauthorized))
                 .security(SecurityRequirement::new::<_, [&str; 0], &str>(TOKEN, []));
-        } else {
-            operation = operation.response("403", refusal(Kind::Forbidden));
         }
-        operation.build()
+        // By a token's rights where one is asked for, else by the page that a request comes from.
+        operation.response("403", refusal(Kind::Forbidden)).build()
     }
 
     fn key(&self) -> Parameter {

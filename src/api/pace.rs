@@ -33,7 +33,7 @@ impl Pace {
         match self.take(rate, count) {
             Pass::Granted => Ok(()),
             Pass::After(wait) => Err(Problem::rate_limited(wait)),
-            Pass::Never => Err(Problem::rate_limited(Duration::ZERO).final_answer()),
+            Pass::Never => Err(Problem::beyond_rate(count, rate.burst)),
         }
     }
 

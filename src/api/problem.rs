@@ -4,6 +4,7 @@
 //! what, where and how to mend it, and claims `not-applied` only where nothing was ordered.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -230,6 +231,16 @@ impl Problem {
                  token's rate on all of its own; wait as long as Retry-After says",
             )
         }
+    }
+
+    /// More operations at once than the rate ever lets through.
+    pub(super) fn beyond_rate(count: usize, at_once: NonZeroU32) -> Self {
+        let detail = format!(
+            "the batch has {count} operations, and the rate allows at most {at_once} at once \
+             (rate_burst, or the token's rate); send fewer in one, or lines of \
+             application/x-ndjson, which are slowed down instead"
+        );
+        Self::new(Kind::RateLimited, detail).final_answer()
     }
 
     /// A value or batch beyond its limit.

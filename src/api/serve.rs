@@ -107,7 +107,8 @@ impl Server {
     }
 
     /// Puts new settings in force, for open connections as well.
-    pub fn apply(&self, settings: Settings) {
+    pub fn apply(&self, mut settings: Settings) {
+        settings.tokens.keep_pace(&self.0.node.settings.load().tokens);
         self.0.budget.configure(settings.held_bytes_max, settings.held_bytes_each());
         self.0.node.settings.store(Arc::new(settings));
     }

@@ -97,8 +97,9 @@ impl Sites {
         }
         // Absent: no browser of today. `none`: typed in or bookmarked. `same-site` may be another
         // program's page on another port of this machine.
-        match headers.get(SEC_FETCH_SITE) {
-            Some(site) if !has_origin && !matches!(site.as_bytes(), b"none" | b"same-origin") => {
+        let mut sites = headers.get_all(SEC_FETCH_SITE).iter();
+        match sites.find(|site| !matches!(site.as_bytes(), b"none" | b"same-origin")) {
+            Some(site) if !has_origin => {
                 Err(Foreign::Page { header: "Sec-Fetch-Site", value: shown(site) })
             }
             _ => Ok(()),
@@ -134,6 +135,17 @@ fn ends_with(name: &str, suffix: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_line_that_names_another_site_is_looked_at_too() {
+        let request = |second: &str| {
+            let request = Request::builder().uri("/").header(HOST, "localhost");
+            let request = request.header(SEC_FETCH_SITE, "none").header(SEC_FETCH_SITE, second);
+            request.body(()).unwrap()
+        };
+        assert!(sites(&[], &[]).check(&request("same-origin")).is_ok());
+        assert!(sites(&[], &[]).check(&request("cross-site")).is_err());
+    }
 
     fn sites(hosts: &[&str], origins: &[&str]) -> Sites {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();

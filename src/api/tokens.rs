@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
@@ -41,13 +42,16 @@ impl Verb {
 }
 
 /// Whom tokens stand for, and what they may do.
+#[derive(Clone)]
 pub struct Holder {
     name: String,
     /// Any of them is accepted.
     tokens: Vec<Box<[u8]>>,
+    /// The digests of `tokens`.
+    digests: Vec<Digest>,
     /// `None`: everything.
     rights: Option<Rights>,
-    pace: Pace,
+    pace: Arc<Pace>,
     requests: TokenMetrics,
 }
 
@@ -77,8 +81,11 @@ impl Holder {
         rights: Option<Rights>,
         requests: TokenMetrics,
     ) -> Self {
-        let tokens = tokens.into_iter().map(|token| Box::from(token.as_ref())).collect();
-        Self { name: name.to_owned(), tokens, rights, pace: Pace::default(), requests }
+        let tokens: Vec<Box<[u8]>> =
+            tokens.into_iter().map(|token| Box::from(token.as_ref())).collect();
+        let digests = tokens.iter().map(|token| Digest::of(token)).collect();
+        let (name, pace) = (name.to_owned(), Arc::default());
+        Self { name, tokens, digests, rights, pace, requests }
     }
 
     /// What the configuration calls it.
@@ -116,6 +123,30 @@ impl Holder {
     }
 }
 
+/// A token that was shown, kept as what it cannot be made from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Digest([u8; 32]);
+
+impl Digest {
+    pub(super) fn of(token: &[u8]) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest(&SHA256, token).as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digest")
+    }
+}
+
+/// The token in an `Authorization` field, RFC 6750 §2.1.
+pub(super) fn shown_token(header: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
 /// The tokens in force. While there is none, none is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens(Vec<Arc<Holder>>);
@@ -129,6 +160,17 @@ impl FromIterator<Holder> for Tokens {
 }
 
 impl Tokens {
+    /// Lets each holder go on at the pace of the one before it that has its name and its rate: what
+    /// they were let do counts on.
+    pub(super) fn keep_pace(&mut self, before: &Self) {
+        for holder in &mut self.0 {
+            let same = |old: &&Arc<Holder>| old.name == holder.name && old.rate() == holder.rate();
+            if let Some(old) = before.0.iter().find(same) {
+                Arc::make_mut(holder).pace = Arc::clone(&old.pace);
+            }
+        }
+    }
+
     /// Whether no token is set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -146,9 +188,17 @@ impl Tokens {
 
     /// Who shows one of the tokens in an `Authorization` field, RFC 6750 §2.1.
     pub fn shown_in(&self, header: &HeaderValue) -> Option<&Arc<Holder>> {
-        let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
-        let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
-        is_bearer.then(|| self.holder(token.trim_ascii())).flatten()
+        self.holder(shown_token(header)?)
+    }
+
+    /// What a token opens that was shown before, or that none was: nothing at all (`None`) where
+    /// one is asked for, and it is none of these.
+    pub(super) fn grant(&self, shown: Option<&Digest>) -> Option<Grant> {
+        if self.is_empty() {
+            return Some(Grant::default());
+        }
+        let shown = shown?;
+        self.0.iter().find(|holder| holder.digests.contains(shown)).map(Grant::of)
     }
 
     /// Whether the metrics ask for a token: they do once one is set that is for them by name.
@@ -186,6 +236,16 @@ impl Grant {
             prefixes.map(|prefix| format!("{prefix:?}")).collect::<Vec<_>>().join(" or ")
         );
         Err(Problem::new(Kind::Forbidden, detail))
+    }
+
+    /// Whether it opens any key at all, to read or to write.
+    ///
+    /// # Errors
+    /// A [`Problem`] that says what it lacks.
+    pub(super) fn check_any(&self) -> Result<(), Problem> {
+        let Some(holder) = &self.0 else { return Ok(()) };
+        let may = holder.may(Verb::Write).or_else(|_| holder.may(Verb::Read));
+        may.map_err(|lacking| Problem::new(Kind::Forbidden, lacking))
     }
 
     /// Takes the right to `count` operations.

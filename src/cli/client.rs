@@ -6,11 +6,12 @@
 use std::error::Error as StdError;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use reqwest::header::{AUTHORIZATION, ETAG, HeaderValue};
+use reqwest::header::{AUTHORIZATION, ETAG, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
@@ -19,6 +20,15 @@ use super::exit::Usage;
 
 /// What a key or a query value may hold unescaped in a URL (RFC 3986, unreserved).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// How often one request of many is held up before the command gives up: in all, and by what is
+/// not its rate.
+const WAITS_MAX: u32 = 60;
+const SHORTAGES_MAX: u32 = 5;
+
+/// How long it waits then, if the server does not say, and at most.
+const WAIT_UNTOLD: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Longest answer that is quoted when it is not of the expected form, in bytes.
 const QUOTED_BYTES_MAX: usize = 200;
@@ -84,8 +94,8 @@ pub(crate) enum Error {
     Refused(Problem),
     /// The server asks for a token, or for another one.
     #[error(
-        "{origin} asks for {}; it takes those in its auth_token setting \
-         (config.json or conf.d/, or the file that auth_token_file names)\n\
+        "{origin} asks for {}; it takes those of its auth_token and \
+         auth_tokens settings (config.json or conf.d/, or the files that they and auth_token_file name)\n\
          give one with AEGISKV_TOKEN or --token-file", if *.shown { "another token" } else { "a token" }
     )]
     Unauthorized {
@@ -109,6 +119,9 @@ pub(crate) struct Problem {
     title: String,
     #[serde(default)]
     detail: String,
+    /// How long to wait before it is asked again, where the server says so.
+    #[serde(skip)]
+    pub(crate) retry_after: Option<Duration>,
     outcome: Option<String>,
     #[serde(default)]
     retryable: bool,
@@ -130,6 +143,15 @@ impl std::fmt::Display for Problem {
             f.write_str("; trying again may help")?;
         }
         Ok(())
+    }
+}
+
+impl Problem {
+    /// Whether it passes by itself, and surely nothing was changed: over the rate, or a server that
+    /// says for how long it cannot.
+    fn passes(&self) -> bool {
+        let is_held_up = self.status == 429 || self.status == 503 && self.retry_after.is_some();
+        is_held_up && self.retryable && self.outcome.as_deref() != Some("unknown")
     }
 }
 
@@ -238,10 +260,35 @@ impl Client {
             return Err(Error::Unauthorized { origin, shown: self.token.is_some() });
         }
         let version = version_of(&response);
+        let retry_after = retry_after_of(&response);
         let body = response.bytes().await.unwrap_or_default();
         let problem = serde_json::from_slice(&body)
             .unwrap_or_else(|_| Problem { detail: quoted(&body), ..Problem::default() });
-        Err(Error::Refused(Problem { status: status.as_u16(), version, ..problem }))
+        Err(Error::Refused(Problem { status: status.as_u16(), version, retry_after, ..problem }))
+    }
+
+    /// As [`Self::send`]: one request of many, which is sent again where the rate or a short
+    /// shortage of the server holds it up, after as long as the server says. Nothing was changed
+    /// by the ones that were refused.
+    ///
+    /// # Errors
+    /// [`Error`], ready to be shown; a refusal that outlasts [`WAITS_MAX`].
+    pub(crate) async fn send_in_turn(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let (mut waits, mut shortages) = (0, 0);
+        while let Some(again) = request.try_clone() {
+            match self.send(again).await {
+                Err(Error::Refused(problem))
+                    if problem.passes() && waits < WAITS_MAX && shortages < SHORTAGES_MAX =>
+                {
+                    waits += 1;
+                    shortages += u32::from(problem.status == 503);
+                    let wait = problem.retry_after.unwrap_or(WAIT_UNTOLD).min(WAIT_MAX);
+                    tokio::time::sleep(wait).await;
+                }
+                answered => return answered,
+            }
+        }
+        self.send(request).await
     }
 
     /// The whole body of an answer.
@@ -313,6 +360,12 @@ impl Query {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// How many seconds an answer asks to wait.
+fn retry_after_of(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// The version in an answer's `ETag`, without its quotes.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 
@@ -127,6 +127,9 @@ impl Connection {
         };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the token file {}", path.display()))?;
+        if text.starts_with('\u{feff}') {
+            bail!("{} begins with a byte-order mark; save it as UTF-8 without one", path.display());
+        }
         let first = text.lines().map(str::trim).find(|line| !line.is_empty());
         let first = first.with_context(|| format!("{} holds no token", path.display()))?;
         Ok(Some(first.to_owned()))

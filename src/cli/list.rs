@@ -89,7 +89,7 @@ impl<'a> Pages<'a> {
             .with_some("values", self.values.then_some("1"))
             .with_some("cursor", self.cursor.as_ref());
         let request = self.client.request(Method::GET, &format!("/v1/kv{}", query.as_str()));
-        let response = self.client.send(request).await?;
+        let response = self.client.send_in_turn(request).await?;
         let body = self.client.body(response).await?;
         let page: Page<T> =
             serde_json::from_slice(&body).context("the server's answer is no page of keys")?;

@@ -1,10 +1,13 @@
 //! The `wal` commands: a look at a node's write-ahead log while the node is down.
 //!
+//! What a start would do without is told beforehand: it is looked for in snapshots as well.
 //! Invariant: nothing is written, and no value is shown; keys are.
 
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -14,8 +17,8 @@ use crate::config::Sources;
 use crate::disk::home::read_identity;
 use crate::disk::{Disk as _, Os};
 use crate::entry::{Effect, Record};
-use crate::snapshot::snapshots;
-use crate::wal::{self, Corruption, Damage, Frame, Known, Location, Lsn, Seen, Verified};
+use crate::snapshot::{self, Loaded};
+use crate::wal::{self, Corruption, Damage, Frame, Known, Location, Lsn, Progress, Seen, Verified};
 
 /// Looks at a node's write-ahead log while the node is down
 #[derive(Args, Debug)]
@@ -28,7 +31,7 @@ pub(crate) struct Log {
 enum Command {
     /// Lists what the log holds, a line for each step; keys are shown, values are not
     Inspect(Place),
-    /// Reads the log through and says whether it is sound; code 1 if not
+    /// Reads the log and the snapshots through and says whether all is there; code 1 if not
     Verify(Place),
 }
 
@@ -47,9 +50,18 @@ struct Place {
     config: Option<PathBuf>,
 }
 
+/// A log, and what there is beside it.
+struct Found {
+    location: Location,
+    known: Known,
+    /// The first record that is in no snapshot.
+    needed: Lsn,
+    /// What its snapshots come to, read through as a start does.
+    snapshots: Loaded,
+}
+
 impl Place {
-    /// The log, and what the data directory knows of it.
-    fn log(self) -> anyhow::Result<(Location, Known)> {
+    fn find(self) -> anyhow::Result<Found> {
         let (data_dir, configured) = match self.dir {
             Some(dir) => {
                 let wal_dir = dir.join("wal");
@@ -66,9 +78,17 @@ impl Place {
         let identity = read_identity(&Os, &data_dir)?.with_context(|| {
             format!("{shown} is no node's data directory; name one, or its --config")
         })?;
-        let snapshot = snapshots(&Os, &data_dir)?.first().map_or(Lsn(0), |(durable, _)| *durable);
+        let snapshots = snapshot::load(
+            &Os,
+            &data_dir,
+            identity.cluster_id,
+            identity.num_shards,
+            thread::available_parallelism().map_or(1, NonZero::get),
+            &Progress::default(),
+            &|_, _| {},
+        )?;
         let known = Known {
-            durable: snapshot.max(Lsn(identity.clean_at.unwrap_or(0))),
+            durable: snapshots.durable.max(Lsn(identity.clean_at.unwrap_or(0))),
             same_boot: Os.boot_id().is_ok_and(|boot_id| boot_id == identity.boot_id),
             expects_log: identity.wal_mode != "off",
         };
@@ -77,46 +97,48 @@ impl Place {
             cluster_id: identity.cluster_id,
             seed: identity.hash_seed,
         };
-        Ok((location, known))
+        // Without a log there is nothing that a start would miss.
+        let needed = if known.expects_log { None } else { Some(Lsn(u64::MAX)) };
+        let needed = needed.or_else(|| snapshots.starts.iter().copied().min()).unwrap_or(Lsn(1));
+        Ok(Found { location, known, needed, snapshots })
     }
 }
 
 impl Log {
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
         match self.command {
-            Command::Inspect(place) => {
-                let (location, known) = place.log()?;
-                inspect(&location, known)
-            }
+            Command::Inspect(place) => inspect(&place.find()?),
             Command::Verify(place) => {
-                let (location, known) = place.log()?;
-                let verified = wal::verify(&Os, &location, known)?;
+                let found = place.find()?;
+                let verified = wal::verify(&Os, &found.location, found.known, found.needed)?;
                 let mut out = output();
-                tell(&verified, &mut out)?;
+                tell(&verified, &found.snapshots, &mut out)?;
                 out.flush()?;
-                Ok(verdict(&verified))
+                Ok(verdict(&verified, &found.snapshots))
             }
         }
     }
 }
 
-fn inspect(location: &Location, known: Known) -> anyhow::Result<Exit> {
+fn inspect(found: &Found) -> anyhow::Result<Exit> {
     let mut out = output();
     let mut written = Ok(());
-    let verified = wal::inspect(&Os, location, known, &mut |seen| {
+    let Found { location, known, needed, snapshots } = found;
+    let verified = wal::inspect(&Os, location, *known, *needed, &mut |seen| {
         written = print(&seen, &mut out);
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written?;
     out.flush()?;
     let mut summary = Vec::new();
-    tell(&verified, &mut summary)?;
+    tell(&verified, snapshots, &mut summary)?;
     note(String::from_utf8_lossy(summary.trim_ascii_end()));
-    Ok(verdict(&verified))
+    Ok(verdict(&verified, snapshots))
 }
 
-fn verdict(verified: &Verified) -> Exit {
-    if verified.corruptions.is_empty() { Exit::Done } else { Exit::Failed }
+fn verdict(verified: &Verified, snapshots: &Loaded) -> Exit {
+    let is_sound = verified.corruptions.is_empty() && snapshots.damages.is_empty();
+    if is_sound { Exit::Done } else { Exit::Failed }
 }
 
 fn print(seen: &Seen<'_>, out: &mut impl Write) -> io::Result<()> {
@@ -165,7 +187,7 @@ fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn tell(verified: &Verified, out: &mut impl Write) -> io::Result<()> {
+fn tell(verified: &Verified, snapshots: &Loaded, out: &mut impl Write) -> io::Result<()> {
     let Verified { segments, bytes, frames, range, durable, torn_bytes, corruptions } = verified;
     write!(out, "{segments} segments, {bytes} bytes, {frames} sound records")?;
     match range {
@@ -184,7 +206,22 @@ fn tell(verified: &Verified, out: &mut impl Write) -> io::Result<()> {
     for corruption in corruptions {
         tell_corruption(corruption, out)?;
     }
+    for snapshot::Damage { path, shard, offset } in &snapshots.damages {
+        write!(out, "{} at {offset}: does not verify", path.display())?;
+        match shard {
+            Some(shard) => writeln!(out, ", in shard {}", shard.0)?,
+            None => writeln!(out, "; nothing of it can be used")?,
+        }
+    }
+    if !snapshots.damages.is_empty() {
+        let rest = match snapshots.lost {
+            true => "no other makes it good: the next start does without what it held",
+            false => "an older one makes it good, with the log since then",
+        };
+        writeln!(out, "a snapshot is damaged; {rest}")?;
+    }
     match corruptions.len() {
+        0 if !snapshots.damages.is_empty() => writeln!(out, "nothing else is damaged"),
         0 => writeln!(out, "the log is sound"),
         _ => writeln!(
             out,

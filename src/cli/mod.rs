@@ -6,6 +6,7 @@
 
 mod bench;
 mod certs;
+mod chunks;
 mod client;
 mod connection;
 mod dev;

@@ -45,8 +45,8 @@ impl<'a> Check<'a> {
         Self { config, origins, broken, problems: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Runs every check.
-    pub(super) fn run(mut self) -> (Vec<Problem>, Vec<Problem>) {
+    /// Runs every check; those of what only a start asks for if it is `to_start`.
+    pub(super) fn run(mut self, to_start: bool) -> (Vec<Problem>, Vec<Problem>) {
         self.names();
         self.listeners();
         self.web_pages();
@@ -54,7 +54,7 @@ impl<'a> Check<'a> {
         self.quorums();
         self.membership();
         self.secrets();
-        self.tls();
+        self.tls(to_start);
         self.logs();
         self.regions();
         (self.problems, self.warnings)
@@ -201,14 +201,22 @@ impl<'a> Check<'a> {
             }
         }
         let in_a_header = |secret: &Secret| secret.expose().bytes().all(|b| b.is_ascii_graphic());
-        let named = self.config.auth_tokens.iter().map(|token| &token.secrets);
-        let shown = [("auth_token", &self.config.auth_token)];
-        for (key, secrets) in shown.into_iter().chain(named.map(|secrets| ("auth_tokens", secrets)))
+        let config = self.config;
+        let named = config.auth_tokens.iter().map(|token| {
+            let whose = format!("the file of {} ({}) ", token.name, shown(&token.file));
+            ("auth_tokens", &token.secrets, whose)
+        });
+        for (key, secrets, whose) in
+            [("auth_token", &config.auth_token, String::new())].into_iter().chain(named)
         {
             if !secrets.iter().all(in_a_header) {
                 let what = "holds a space or another character that an HTTP header cannot carry";
-                self.problem(key, what, "use letters, digits and ASCII punctuation");
+                let mend = "use letters, digits and ASCII punctuation";
+                self.problem(key, format!("{whose}{what}"), mend);
             }
+        }
+        for (what, mend) in tokens::oddities(&config.auth_tokens, &config.auth_token) {
+            self.warning("auth_tokens", what, mend);
         }
         for (what, mend) in tokens::faults(&self.config.auth_tokens, &self.config.auth_token) {
             self.problem("auth_tokens", what, mend);
@@ -219,10 +227,10 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn tls(&mut self) {
+    fn tls(&mut self, to_start: bool) {
         let config = self.config;
         if config.tls_enabled {
-            self.tls_files();
+            self.tls_files(to_start);
         }
         if config.tls_client_auth == TlsClientAuth::Required {
             if !config.tls_enabled && self.sound(&["tls_enabled"]) {
@@ -236,11 +244,17 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn tls_files(&mut self) {
+    fn tls_files(&mut self, to_start: bool) {
         let config = self.config;
         let certificates =
             self.tls_file("tls_cert_file", &config.tls_cert_file, tls_files::certificates);
         let key = self.tls_file("tls_key_file", &config.tls_key_file, tls_files::private_key);
+        if to_start
+            && let (Some(chain), Some(path)) = (&certificates, &config.tls_cert_file)
+            && let Err(fault) = tls_files::in_time(path, &chain[0])
+        {
+            self.problem("tls_cert_file", fault.what, fault.mend);
+        }
         if let (Some(certificates), Some(key)) = (certificates, key)
             && let Err((at_fault, fault)) = tls_files::pair(certificates, &key)
         {

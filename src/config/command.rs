@@ -20,7 +20,7 @@ pub struct Outcome {
 
 /// Checks everything and says all that is wrong at once.
 pub fn check(sources: &Sources) -> Outcome {
-    match sources.load() {
+    match sources.load_to_start() {
         Ok(loaded) => {
             let exposures = loaded.config.exposures();
             let mut stderr = warnings_text(&loaded.warnings);

@@ -91,6 +91,10 @@ impl Loaded {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(b"aegiskv configuration 1");
         for (key, value) in KEYS.iter().zip(self.effective()).filter(|(key, _)| counts(key)) {
+            if key.name == "auth_tokens" && !self.config.auth_tokens.is_empty() {
+                self.hash_tokens(&mut context);
+                continue;
+            }
             context.update(format!("\n{}={value}", key.name).as_bytes());
             for secret in self.secrets_of(key) {
                 // Its length goes first: no two lists of secrets look alike.
@@ -102,10 +106,28 @@ impl Loaded {
         hash.as_ref()[..6].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte))
     }
 
+    /// What the named tokens open counts, and not where their files are, nor any order.
+    fn hash_tokens(&self, context: &mut digest::Context) {
+        let mut tokens: Vec<_> = self.config.auth_tokens.iter().collect();
+        tokens.sort_unstable_by_key(|token| &token.name);
+        for token in tokens {
+            let mut verbs: Vec<_> = token.verbs.iter().map(|verb| verb.word()).collect();
+            verbs.sort_unstable();
+            verbs.dedup();
+            let mut prefixes: Vec<_> = token.prefixes.iter().collect();
+            prefixes.sort_unstable();
+            prefixes.dedup();
+            let mut secrets: Vec<_> = token.secrets.iter().map(Secret::expose).collect();
+            secrets.sort_unstable();
+            // In JSON no two lists of texts look alike.
+            let all = serde_json::json!([token.name, verbs, prefixes, token.rate, secrets]);
+            context.update(format!("\nauth_tokens={all}").as_bytes());
+        }
+    }
+
     fn secrets_of(&self, key: &Key) -> Vec<&str> {
         let secrets = match key.name {
             "auth_token" => vec![&self.config.auth_token],
-            "auth_tokens" => self.config.auth_tokens.iter().map(|token| &token.secrets).collect(),
             "gossip_secret" => vec![&self.config.gossip_secret],
             _ => return Vec::new(),
         };

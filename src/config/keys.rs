@@ -198,9 +198,9 @@ keys! {
         max_value_bytes: u64 = "8388608" in 1..=25_165_824, restart, shared;
     }
     "Web pages" {
-        /// While no `auth_token` is set: names by which the node may be asked on ports 7700 and 7702, beside its addresses, `localhost`, `node_id` and the names in its own addresses. `.example.com` stands for all names below it, `*` for any.
+        /// While neither `auth_token` nor `auth_tokens` is set: names by which the node may be asked on ports 7700 and 7702, beside its addresses, `localhost`, `node_id` and the names in its own addresses. `.example.com` stands for all names below it, `*` for any.
         allowed_hosts: Vec<String> = "", live, shared;
-        /// While no `auth_token` is set: web pages that may ask the node, as browsers name them in `Origin`, like `https://app.example.com`; `*` for any.
+        /// While neither `auth_token` nor `auth_tokens` is set: web pages that may ask the node, as browsers name them in `Origin`, like `https://app.example.com`; `*` for any.
         allowed_origins: Vec<String> = "", live, shared;
     }
     "Memory" {

@@ -15,7 +15,8 @@ use serde_json::Value as Json;
 
 use super::keys::{ALIASES, Config, KEYS, Key, OBSOLETE};
 use super::problem::Problem;
-use super::setting::{Setting, found, found_secret};
+use super::repeated::Written;
+use super::setting::{Setting, Shape, found, found_secret};
 
 /// Where a key stands that no source gives.
 pub(super) const DEFAULT: &str = "default";
@@ -69,7 +70,7 @@ impl Layers {
             Err(error) => return self.problems.push(not_json(origin, &error)),
         };
         let mut values = Dict::new();
-        for (name, json) in entries {
+        for (name, Written { json, twice }) in entries {
             let Some(key) = self.known(&name, &name, &origin) else {
                 continue;
             };
@@ -77,6 +78,9 @@ impl Layers {
                 let mend = "keep one of them";
                 self.problems.push(Problem::with_key(name, &origin, "stands there twice", mend));
                 continue;
+            }
+            if let Some(twice) = twice {
+                self.repeated(key, &origin, &twice);
             }
             if key.secret && json == "" {
                 let mend = "give it, or remove the key; null unsets it";
@@ -152,9 +156,20 @@ impl Layers {
             let mend = "give it, or unset the variable or the flag";
             self.warnings.push(Problem::with_key(key.name, &origin, "is empty", mend));
         }
+        if let (Shape::Json, Ok(Written { twice: Some(twice), .. })) =
+            (key.shape, serde_json::from_str(text))
+        {
+            self.repeated(key, &origin, &twice);
+        }
         let json = key.shape.json_from_text(text);
         let values = Dict::from([(key.name.to_owned(), to_figment(&json))]);
         self.merge(Layer { origin, values });
+    }
+
+    /// Notes that a name stands twice in an object of a key's value; one of them would be passed over.
+    fn repeated(&mut self, key: &Key, origin: &str, twice: &str) {
+        let what = format!("holds an object in which {twice:?} stands twice");
+        self.problems.push(Problem::with_key(key.name, origin, what, "keep one of them"));
     }
 
     fn merge(&mut self, layer: Layer) {
@@ -284,7 +299,7 @@ fn to_figment(json: &Json) -> Value {
 }
 
 /// A file's keys in the order they stand in, repeated ones included.
-struct Entries(Vec<(String, Json)>);
+struct Entries(Vec<(String, Written)>);
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -310,7 +325,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Vec<(String, Json)>, serde_json::Error> {
+fn parse(text: &[u8]) -> Result<Vec<(String, Written)>, serde_json::Error> {
     serde_json::from_slice::<Entries>(text).map(|entries| entries.0)
 }
 

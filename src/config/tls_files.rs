@@ -8,12 +8,13 @@ use ::aws_lc_rs::digest;
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
-use rustls::{Error as TlsError, InconsistentKeys};
+use rustls::{Error as RustlsError, InconsistentKeys};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::check::{read_regular, shown};
 use super::keys::Config;
+use crate::tls::{Own, TlsError};
 
 /// Largest file of certificates or keys that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -64,6 +65,22 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     })
 }
 
+/// Whether a node can start with this certificate of the file now.
+pub(super) fn in_time(path: &Path, certificate: &CertificateDer<'static>) -> Result<(), Fault> {
+    let judged = Own::judge(path, certificate, None);
+    judged.map(drop).map_err(|error| match &error {
+        TlsError::Expired { path, on } => Fault {
+            what: format!("the certificate in {} expired on {on}", shown(path)),
+            mend: "renew it",
+        },
+        TlsError::NotYetValid { path, on } => Fault {
+            what: format!("the certificate in {} is not valid before {on}", shown(path)),
+            mend: "check this machine's clock",
+        },
+        other => Fault { what: other.to_string(), mend: "name another certificate" },
+    })
+}
+
 /// Reads a file's private key.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
     PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|_| Fault {
@@ -83,8 +100,8 @@ pub(super) fn pair(
         return fault("tls_key_file", "is of a kind that TLS cannot use here", mend);
     };
     match CertifiedKey::new(certificates, key).keys_match() {
-        Ok(()) | Err(TlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
-        Err(TlsError::InconsistentKeys(_)) => fault(
+        Ok(()) | Err(RustlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(RustlsError::InconsistentKeys(_)) => fault(
             "tls_key_file",
             "does not belong to the certificate in tls_cert_file",
             "name the key that the certificate was made for",

@@ -46,7 +46,7 @@ impl Setting for Vec<NamedToken> {
          write, admin, metrics), and if wanted prefixes and rate";
 
     fn read(json: &Json) -> Option<Self> {
-        json.as_array()?.iter().map(|one| NamedToken::deserialize(one).ok()).collect()
+        json.as_array()?.iter().map(|one| entry(one).ok()).collect()
     }
 
     fn show(&self) -> Json {
@@ -55,26 +55,53 @@ impl Setting for Vec<NamedToken> {
 
     fn misfit(json: &Json) -> Option<String> {
         let mut tokens = json.as_array()?.iter().enumerate();
-        let fault = |(at, one)| NamedToken::deserialize(one).err().map(|error| (at, error));
+        let fault = |(at, one)| entry(one).err().map(|error| (at, error));
         tokens
             .find_map(fault)
             .map(|(at, error)| format!("its entry {} does not fit: {error}", at + 1))
     }
 }
 
+/// An entry; its fields have names, so a list of them is none.
+fn entry(json: &Json) -> Result<NamedToken, String> {
+    if !json.is_object() {
+        return Err("it is no object".to_owned());
+    }
+    NamedToken::deserialize(json).map_err(|error| error.to_string())
+}
+
 /// What is wrong with a key, and how to mend it.
 type Fault = (String, String);
 
-/// Reads the tokens' files.
-///
-/// # Errors
-/// What is wrong with the first file at fault.
-pub(super) fn read_files(tokens: &mut [NamedToken]) -> Result<(), Fault> {
+/// Reads the tokens' files; answers what is wrong with each that is at fault.
+pub(super) fn read_files(tokens: &mut [NamedToken]) -> Vec<Fault> {
+    let mut faults = Vec::new();
     for token in tokens {
-        token.secrets = secrets_in(&token.file)
-            .map_err(|(what, mend)| (format!("the file of {}: {what}", token.name), mend))?;
+        match secrets_in(&token.file) {
+            Ok(secrets) => token.secrets = secrets,
+            Err((what, mend)) => faults.push((format!("the file of {}: {what}", token.name), mend)),
+        }
     }
-    Ok(())
+    faults
+}
+
+/// What has no effect, or one that hardly anybody means.
+pub(super) fn oddities(tokens: &[NamedToken], everything: &Secrets) -> Vec<Fault> {
+    let mut oddities = Vec::new();
+    for NamedToken { name, verbs, prefixes, rate, .. } in tokens {
+        let is_for_keys = verbs.iter().any(|verb| matches!(verb, Verb::Read | Verb::Write));
+        let idle = [("prefixes", !prefixes.is_empty()), ("a rate", *rate > 0)];
+        for (what, _) in idle.into_iter().filter(|(_, given)| *given && !is_for_keys) {
+            let what = format!("{name} has {what}, which only count for read and write");
+            oddities.push((what, "remove it, or give the token such a verb".to_owned()));
+        }
+    }
+    let lacks_admin = !tokens.iter().any(|token| token.verbs.contains(&Verb::Admin));
+    if !tokens.is_empty() && everything.is_empty() && lacks_admin {
+        let what = "give nobody the verb admin, so the actions of port 7702 are for nobody";
+        oddities.push((what.to_owned(), "give it to one of them, or set auth_token".to_owned()));
+    }
+    oddities
 }
 
 /// What is wrong with the tokens, beside the ones that open everything.
@@ -104,7 +131,11 @@ pub(super) fn faults(tokens: &[NamedToken], everything: &Secrets) -> Vec<Fault> 
             fault(format!("{name} has an empty prefix"), mend);
         }
         // Whose it is could not be told.
-        if !token.secrets.iter().all(|secret| texts.insert(secret.expose())) {
+        let mut own = BTreeSet::new();
+        if !token.secrets.iter().all(|secret| own.insert(secret.expose())) {
+            fault(format!("the file of {name} holds a token twice"), "remove one of the two");
+        }
+        if !own.into_iter().all(|text| texts.insert(text)) {
             let mend = "give each name a token of its own, made with `aegiskv token`";
             fault(format!("{name} has a token that stands elsewhere as well"), mend);
         }

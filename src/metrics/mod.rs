@@ -396,7 +396,7 @@ fn token_requests(t: &mut Table) -> prometheus::IntCounterVec {
     let requests = t.counters(
         "aegis_token_requests_total",
         &["token", "outcome"],
-        "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429).",
+        "Requests that showed a token, by the name that the configuration gives it: let_in, forbidden (403) or limited (429). Each operation of a batch that is forbidden counts as one, beside the batch.",
     );
     TokenMetrics::of(&requests, "auth_token");
     requests

@@ -86,7 +86,10 @@ pub(super) async fn guard<N: Node>(
         }
         Err(problem) => {
             let (kind, action) = (problem.kind(), brief(request.uri().path()));
-            complain!(WARN, kind, %peer, %action, "operator's request refused");
+            // Of a token that is known, which lacks the right.
+            let shown = request.headers().get(AUTHORIZATION);
+            let token = shown.and_then(|value| tokens.shown_in(value)).map(|holder| holder.name());
+            complain!(WARN, kind, %peer, %action, token, "operator's request refused");
             problem.into_response()
         }
     }

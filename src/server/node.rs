@@ -259,6 +259,12 @@ impl Node {
         let peer_tls =
             super::load_peer_tls(&reloaded.new.config, in_force.as_ref()).map_err(bad)?;
         let mut warnings: Vec<_> = reloaded.new.warnings.iter().map(ToString::to_string).collect();
+        // What this reload opens is said now, not at the next start.
+        let were_open = old.config.exposures();
+        let opened = reloaded.new.config.exposures().into_iter().filter(|exposure| {
+            !were_open.iter().any(|before| before.listener == exposure.listener)
+        });
+        warnings.extend(opened.map(|exposure| exposure.text));
         let new = Arc::new(reloaded.new);
         let files = process::open_files(new.config.max_conns);
         let files = files.map_err(|source| ActionError::Failed {

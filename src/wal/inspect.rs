@@ -46,7 +46,8 @@ pub struct Verified {
     pub corruptions: Vec<Corruption>,
 }
 
-/// Shows every sound frame in order, until `each` breaks off.
+/// Shows every sound frame in order, until `each` breaks off. From `needed` on all must be there: the
+/// snapshot holds what was before; `Lsn(1)` without one.
 ///
 /// # Errors
 /// [`Error`] when the disk fails, or the log is another cluster's or of a newer format.
@@ -54,13 +55,16 @@ pub fn inspect(
     disk: &dyn Disk,
     location: &Location,
     known: Known,
+    needed: Lsn,
     each: &mut dyn FnMut(Seen<'_>) -> ControlFlow<()>,
 ) -> Result<Verified, Error> {
     let log = Log::find(disk, location)?;
     let mut frames = 0;
     let mut range: Option<(Lsn, Lsn)> = None;
     let mut unreadable = Vec::new();
+    // What is left of older segments is looked at along.
     let earliest = log.segments.first().map_or(Lsn(known.durable.0 + 1), |segment| segment.first);
+    let earliest = earliest.min(needed);
     let walked = log.walk(earliest, known, &mut |found| {
         let (lsn, bytes) = (found.header.lsn, found.header.frame_bytes());
         let mut body = Bytes::copy_from_slice(found.body);
@@ -98,6 +102,11 @@ pub fn inspect(
 ///
 /// # Errors
 /// As [`inspect`].
-pub fn verify(disk: &dyn Disk, location: &Location, known: Known) -> Result<Verified, Error> {
-    inspect(disk, location, known, &mut |_| ControlFlow::Continue(()))
+pub fn verify(
+    disk: &dyn Disk,
+    location: &Location,
+    known: Known,
+    needed: Lsn,
+) -> Result<Verified, Error> {
+    inspect(disk, location, known, needed, &mut |_| ControlFlow::Continue(()))
 }

@@ -16,3 +16,4 @@ mod listings;
 mod policies;
 mod rights;
 mod tls;
+mod withdrawn;

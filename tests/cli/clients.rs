@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
@@ -308,4 +309,43 @@ fn the_log_of_a_killed_node_is_sound_and_names_its_keys() {
     assert!(inspected.text().contains("\"user:1\""), "{}", inspected.text());
     assert!(inspected.text().contains("put of 12 bytes"), "{}", inspected.text());
     assert!(!inspected.text().contains("secret"), "{}", inspected.text());
+}
+
+#[test]
+fn a_log_whose_snapshot_is_gone_or_damaged_is_not_sound() {
+    type Lose = fn(&Path);
+    let losses: [(&str, Lose); 4] = [
+        ("gone", |path| fs::remove_file(path).unwrap()),
+        ("emptied", |path| fs::write(path, "").unwrap()),
+        ("halved", |path| {
+            let bytes = fs::read(path).unwrap();
+            fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("flipped", |path| {
+            let mut bytes = fs::read(path).unwrap();
+            let at = bytes.windows(5).position(|window| window == b"value").unwrap();
+            bytes[at] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+    ];
+    let server = Server::start(&["--wal-mode", "sync"]);
+    server.call(&["put", "user:1", "value"]).run().done();
+    let dir = server.stop();
+    let data = dir.path().join("data");
+    let is_snapshot = |path: &PathBuf| path.to_string_lossy().contains("snapshot-");
+    let mut paths = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+    let snapshot = paths.find(is_snapshot).expect("a stop in order writes one");
+    let bytes = fs::read(&snapshot).unwrap();
+    let verify = || aegiskv(&["wal", "verify", data.to_str().unwrap()]).run();
+    assert!(verify().done().text().contains("the log is sound"));
+    for (what, lose) in losses {
+        lose(&snapshot);
+        let outcome = verify();
+        assert_eq!(outcome.code, 1, "{what}: {}", outcome.text());
+        assert!(!outcome.text().contains("is sound"), "{what}: {}", outcome.text());
+        let named = if what == "gone" { "records are missing" } else { "snapshot-" };
+        assert!(outcome.text().contains(named), "{what}: {}", outcome.text());
+        fs::write(&snapshot, &bytes).unwrap();
+    }
+    verify().done();
 }

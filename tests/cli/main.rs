@@ -6,6 +6,7 @@ mod dev;
 mod documents;
 mod files;
 mod leases;
+mod limits;
 mod offline;
 mod program;
 mod server;

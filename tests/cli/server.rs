@@ -5,6 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::program::{Call, aegiskv};
@@ -72,6 +74,13 @@ impl Server {
     /// Ends the node at once, and gives back its directory.
     pub(crate) fn kill(mut self) -> TempDir {
         self.end();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a directory"))
+    }
+
+    /// Ends the node in order, and gives back its directory.
+    pub(crate) fn stop(mut self) -> TempDir {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
+        assert!(self.child.wait().expect("it ends").success());
         std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a directory"))
     }
 

@@ -455,10 +455,7 @@ fn named_tokens_are_checked_one_by_one() {
                    metrics), and if wanted prefixes and rate";
     for (given, what) in [
         (r#"{"name": "x"}"#, "an object does not fit"),
-        (
-            r#"["x"]"#,
-            "its entry 1 does not fit: invalid type: string \"x\", expected struct NamedToken",
-        ),
+        (r#"["x"]"#, "its entry 1 does not fit: it is no object"),
         (r#"[{"name": "x", "verbs": ["read"]}]"#, "its entry 1 does not fit: missing field `file`"),
         (
             r#"[{"name": "x", "file": "f", "verbs": ["reed"]}]"#,
@@ -487,8 +484,11 @@ fn named_tokens_are_checked_one_by_one() {
     assert_eq!(
         problems(&faulty),
         [
-            "holds a space or another character that an HTTP header cannot carry; use letters, \
-             digits and ASCII punctuation",
+            format!(
+                "the file of auth_token ({spaced}) holds a space or another character that an HTTP \
+                 header cannot carry; use letters, digits and ASCII punctuation"
+            )
+            .as_str(),
             "shop has an empty prefix; leave prefixes out if it is for all keys",
             "shop is taken already; give each token a name of its own",
             "shop has no verbs, so it is for nothing; give it some of read, write, admin, metrics",
@@ -501,7 +501,9 @@ fn named_tokens_are_checked_one_by_one() {
         .map(|what| format!("test.json: auth_tokens: {what}"))
     );
     let short = token("d", "short");
-    let sound = format!(r#"[{{"name": "shop", "file": "{short}", "verbs": ["read"], "rate": 5}}]"#);
+    let sound = format!(
+        r#"[{{"name": "shop", "file": "{short}", "verbs": ["read", "admin"], "rate": 5}}]"#
+    );
     let loaded = file("{}").with_variable("AEGIS_AUTH_TOKENS", &sound).loaded();
     assert_eq!(
         warnings(&loaded),
@@ -514,4 +516,93 @@ fn named_tokens_are_checked_one_by_one() {
         serde_json::to_value(loaded.explain()).expect("JSON")["auth_tokens"]["value"].clone();
     assert_eq!(shown[0]["rate"], 5);
     assert!(!shown.to_string().contains("\"short\""), "{shown}");
+}
+
+#[test]
+fn every_file_and_every_slip_of_named_tokens_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (long, other) = ("l".repeat(40), "o".repeat(40));
+    let (a, b) = (token("a", &long), token("b", &other));
+    let tokens = |entries: &str| file(&format!(r#"{{"auth_tokens": [{entries}]}}"#));
+    let missing = tokens(
+        r#"{"name": "x", "file": "/nonexistent/x", "verbs": ["read"]},
+           {"name": "y", "file": "/nonexistent/y", "verbs": ["read"]}"#,
+    )
+    .problems();
+    let named = |name: &str| missing.iter().any(|problem| problem.contains(name));
+    assert!(missing.len() == 2 && named("the file of x: ") && named("the file of y: "));
+
+    let list = tokens(&format!(r#"["a", "{a}", ["read"], [], 5]"#)).problems();
+    assert!(list[0].contains("its entry 1 does not fit: it is no object; give a list of objects"));
+
+    let twice = format!(r#"{{"name": "a", "file": "{a}", "verbs": ["read"], "verbs": ["admin"]}}"#);
+    let told = "auth_tokens: holds an object in which \"verbs\" stands twice; keep one of them";
+    assert_eq!(tokens(&twice).problems(), [format!("test.json: {told}")]);
+    let variable = file("{}").with_variable("AEGIS_AUTH_TOKENS", &format!("[{twice}]"));
+    assert_eq!(variable.problems(), [format!("environment AEGIS_AUTH_TOKENS: {told}")]);
+
+    let again = token("again", &format!("{other}\n{other}\n"));
+    let entry = format!(r#"{{"name": "a", "file": "{again}", "verbs": ["admin"]}}"#);
+    assert_eq!(
+        tokens(&entry).problems(),
+        ["test.json: auth_tokens: the file of a holds a token twice; remove one of the two"]
+    );
+
+    let idle = tokens(&format!(
+        r#"{{"name": "a", "file": "{a}", "verbs": ["metrics"], "prefixes": ["x"], "rate": 5}},
+           {{"name": "b", "file": "{b}", "verbs": ["read"], "prefixes": ["x"], "rate": 5}}"#
+    ));
+    assert_eq!(
+        warnings(&idle.loaded()),
+        [
+            "a has prefixes, which only count for read and write; remove it, or give the token \
+             such a verb",
+            "a has a rate, which only count for read and write; remove it, or give the token such \
+             a verb",
+            "give nobody the verb admin, so the actions of port 7702 are for nobody; give it to one \
+             of them, or set auth_token",
+        ]
+        .map(|what| format!("test.json: auth_tokens: {what}"))
+    );
+}
+
+#[test]
+fn a_certificate_out_of_its_time_is_told_with_all_else_before_a_start_and_stops_no_reload() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (from, to, told) in [(2020, 2021, "expired on"), (2090, 2091, "is not valid before")] {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(["kv1".to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(to, 1, 1);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let path = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            fs::write(&path, text).expect("a file");
+            path.to_str().expect("UTF-8").to_owned()
+        };
+        let (cert, key) = (path("c", certificate.pem()), path("k", key.serialize_pem()));
+        let config = |more: &str| {
+            let text = format!(
+                r#"{{"tls_enabled": true, "tls_cert_file": "{cert}", "tls_key_file": "{key}"{more}}}"#
+            );
+            let file = Some(path("config.json", text).into());
+            aegiskv::config::Sources { file, ..Default::default() }
+        };
+        let outcome = aegiskv::config::command::check(&config(r#", "zone": "a b""#));
+        assert_eq!(outcome.status, 1, "{outcome:?}");
+        assert!(outcome.stderr.contains("has 2 problems"), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("tls_cert_file: the certificate in "),
+            "{}",
+            outcome.stderr
+        );
+        assert!(outcome.stderr.contains(told), "{}", outcome.stderr);
+        // A node that serves outlives its certificate, and goes on reading its configuration.
+        config("").load().expect("nothing else is wrong");
+    }
 }

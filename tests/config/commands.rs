@@ -105,6 +105,42 @@ fn the_hash_tells_configurations_apart_and_stays_the_same() {
 }
 
 #[test]
+fn the_hash_of_named_tokens_is_of_what_they_open() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (one, two) = ("1".repeat(40), "2".repeat(40));
+    let (a, b) = (token("a", &format!("{one}\n{two}\n")), token("b", &"3".repeat(40)));
+    let moved = token("moved", &format!("{two}\n{one}\n"));
+    let entry = |name: &str, file: &str, more: &str| {
+        format!(r#"{{"name": "{name}", "file": "{file}", {more}}}"#)
+    };
+    let hash = |entries: &[String]| {
+        let loaded = file(&format!(r#"{{"auth_tokens": [{}]}}"#, entries.join(","))).loaded();
+        loaded.shared_hash()
+    };
+    let shop = r#""verbs": ["read", "write"], "prefixes": ["x", "y"], "rate": 5"#;
+    let turned = r#""rate": 5, "prefixes": ["y", "x"], "verbs": ["write", "read"]"#;
+    let first = hash(&[entry("shop", &a, shop), entry("b", &b, r#""verbs": ["admin"]"#)]);
+    let other = hash(&[entry("b", &b, r#""verbs": ["admin"]"#), entry("shop", &moved, turned)]);
+    assert_eq!(first, other);
+    for differs in [
+        r#""verbs": ["read"], "prefixes": ["x", "y"], "rate": 5"#,
+        r#""verbs": ["read", "write"], "prefixes": ["x"], "rate": 5"#,
+        r#""verbs": ["read", "write"], "prefixes": ["x", "y"], "rate": 6"#,
+    ] {
+        let entries = [entry("shop", &a, differs), entry("b", &b, r#""verbs": ["admin"]"#)];
+        assert_ne!(first, hash(&entries), "{differs}");
+    }
+    // The same tokens, in each other's place.
+    let swapped = [entry("shop", &b, shop), entry("b", &a, r#""verbs": ["admin"]"#)];
+    assert_ne!(first, hash(&swapped));
+}
+
+#[test]
 fn the_shared_hash_leaves_out_what_is_a_nodes_own() {
     let node = |text: &str| file(text).loaded();
     let (one, two) = (

@@ -25,7 +25,7 @@ fn log_of(batches: &[u64]) -> (Vec<u8>, Vec<usize>) {
     }
     committer.finish().unwrap();
     let mut ends = Vec::new();
-    inspect(&disk, &crate::support::location(), UNKNOWN, &mut |seen| {
+    inspect(&disk, &crate::support::location(), UNKNOWN, Lsn(u64::MAX), &mut |seen| {
         ends.push(seen.offset as usize + seen.bytes);
         ControlFlow::Continue(())
     })
@@ -235,7 +235,7 @@ fn verify_tells_sound_from_torn_from_damaged() {
     let (bytes, ends) = log_of(&[2, 2, 2]);
     let check = |bytes: &[u8]| {
         let disk = disk_with(&[(segment_path(1), bytes.to_vec())]);
-        verify(&disk, &crate::support::location(), UNKNOWN).unwrap()
+        verify(&disk, &crate::support::location(), UNKNOWN, Lsn(u64::MAX)).unwrap()
     };
     let sound = check(&bytes);
     assert_eq!((sound.frames, sound.range), (6, Some((Lsn(1), Lsn(6)))));

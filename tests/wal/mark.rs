@@ -228,8 +228,9 @@ fn verify_says_what_the_last_segment_lacks() {
         same_boot,
         expects_log: true,
     };
-    let check = |disk: &Faulty, known| {
-        let verified = verify(disk, &location(), known).unwrap();
+    let check = |disk: &Faulty, known: aegiskv::wal::Known| {
+        let needed = Lsn(known.durable.0 + 1);
+        let verified = verify(disk, &location(), known, needed).unwrap();
         let missing: Vec<_> = verified.corruptions.iter().map(|c| (c.from.0, c.to)).collect();
         (verified.durable.0, missing)
     };
@@ -256,7 +257,7 @@ fn a_mark_of_another_cluster_is_refused() {
     let mut other = location();
     other.cluster_id += 1;
     let known = aegiskv::wal::Known { durable: Lsn(0), same_boot: false, expects_log: false };
-    let refused = verify(&disk, &other, known).unwrap_err();
+    let refused = verify(&disk, &other, known, Lsn(1)).unwrap_err();
     assert!(refused.to_string().contains("mark.wal belongs to cluster"), "{refused}");
     let _ = support::CLUSTER;
 }

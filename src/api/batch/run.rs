@@ -19,6 +19,7 @@ use super::super::held::{Charge, Outgoing};
 use super::super::intake;
 use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
+use super::super::settings::Limits;
 use super::super::tokens::Verb;
 use super::super::watch::{Busy, TURN_MAX, Watch};
 use super::step::Step;
@@ -299,8 +300,16 @@ async fn carry_out(client: Arc<Client>, shared: Shared, step: Step) -> Done {
     done
 }
 
+/// Whether the token lets an operation in; each that it does not is counted, whatever becomes of the
+/// batch.
+fn judge(client: &Client, shared: &Shared, verb: Verb, key: &Key) -> Result<(), Problem> {
+    let grant = shared.standing.grant(&client.node)?;
+    let judged = grant.check(verb, key.as_bytes());
+    judged.inspect_err(|problem| grant.count(problem.kind.status()))
+}
+
 async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Problem> {
-    shared.grant.check(Verb::Read, key.as_bytes())?;
+    judge(client, shared, Verb::Read, key)?;
     let read = Read { consistency: shared.consistency, min_version: None };
     match client.node.coordinator.get(key.as_bytes(), read).await? {
         Got { lookup: Lookup::Hit(found), stale } => {
@@ -312,7 +321,7 @@ async fn get(client: &Client, shared: &Shared, key: &Key) -> Result<Done, Proble
 }
 
 async fn put(client: &Client, shared: &Shared, write: Write) -> Result<Done, Problem> {
-    shared.grant.check(Verb::Write, write.key.as_bytes())?;
+    judge(client, shared, Verb::Write, &write.key)?;
     written(client.node.coordinator.write(write).await?)
 }
 
@@ -418,28 +427,40 @@ impl Lines {
                 if line.trim_ascii().is_empty() {
                     continue;
                 }
+                if let Err(problem) = shared.standing.grant(&client.node) {
+                    return Some(self.break_off(problem));
+                }
                 (self.paid, self.granted) = (false, false);
                 self.index += 1;
                 let idempotency = self.header.as_deref().map(|h| IdempotencyKey::new(h, &[&line]));
-                let shared = Shared { idempotency, ..shared.clone() };
+                let limits = client.node.settings.load().limits();
+                let shared = Shared { idempotency, limits, ..shared.clone() };
                 return Some(Step::of_line(&line, self.index - 1, &shared));
             }
             if self.ended {
                 return None;
             }
-            if let Err(problem) = self.fill(shared).await {
-                (self.ended, self.broke_off) = (true, true);
-                self.buffer.clear();
-                self.searched = 0;
-                return Some(Step::Refused(problem));
+            let limits = client.node.settings.load().limits();
+            if let Err(problem) = self.fill(limits).await {
+                return Some(self.break_off(problem));
             }
         }
     }
 
-    /// A stream is held up by its rate limits rather than refused.
+    /// Reads no further, whatever is still to come; the last answer says why.
+    fn break_off(&mut self, problem: Problem) -> Step {
+        (self.ended, self.broke_off) = (true, true);
+        self.buffer.clear();
+        self.searched = 0;
+        Step::Refused(problem)
+    }
+
+    /// A stream is held up by its rate limits rather than refused: by those in force, whenever it
+    /// asks.
     async fn wait_for_right(&mut self, client: &Client, shared: &Shared) {
-        take(&mut self.paid, || client.pace.pause(shared.limits.rate)).await;
-        take(&mut self.granted, || shared.grant.pause()).await;
+        take(&mut self.paid, || client.pace.pause(client.node.settings.load().rate)).await;
+        // Whoever may do nothing any more is told so, and need not wait for it.
+        take(&mut self.granted, || shared.standing.grant(&client.node).ok()?.pause()).await;
     }
 
     fn buffered_line(&mut self) -> Option<Bytes> {
@@ -459,13 +480,13 @@ impl Lines {
     }
 
     /// Takes in one more piece of the body.
-    async fn fill(&mut self, shared: &Shared) -> Result<(), Problem> {
-        let line_bytes_max = shared.limits.batch_bytes();
+    async fn fill(&mut self, limits: Limits) -> Result<(), Problem> {
+        let line_bytes_max = limits.batch_bytes();
         if self.buffer.len() > line_bytes_max {
             let detail = format!("a line is longer than {line_bytes_max} bytes");
             return Err(Problem::new(Kind::TooLarge, detail));
         }
-        let frame = tokio::time::timeout(shared.limits.read_timeout, self.body.frame());
+        let frame = tokio::time::timeout(limits.read_timeout, self.body.frame());
         match frame.await {
             Err(_) => Err(intake::too_slow()),
             Ok(None) => {

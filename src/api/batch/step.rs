@@ -407,11 +407,12 @@ fn decoded(text: &str, field: &'static str) -> Result<Bytes, OpError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
     use crate::api::settings::Settings;
-    use crate::api::tokens::Grant;
+    use crate::api::standing::Standing;
     use crate::coordinator::Consistency;
     use crate::entry::Version;
 
@@ -419,7 +420,7 @@ mod tests {
         let limits = Settings { max_value_bytes: 4, ..Settings::default() }.limits();
         let shared = Shared {
             limits,
-            grant: Grant::default(),
+            standing: Arc::new(Standing::new(None)),
             consistency: Consistency::One,
             idempotency: None,
         };
