@@ -1,0 +1,61 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import host
+from control import Control, tool
+from node import ROOT
+
+
+@pytest.fixture(scope="session")
+def tarball(tmp_path_factory):
+    """The collection, as it is built to be published."""
+    where = tmp_path_factory.mktemp("built")
+    command = [tool("ansible-galaxy"), "collection", "build", ROOT / "ansible"]
+    host.call(*command, "--output-path", where)
+    (tarball,) = where.glob("aegiskv-cluster-*.tar.gz")
+    return tarball
+
+
+@pytest.fixture(scope="session")
+def collections(tarball, tmp_path_factory):
+    """Where the collection is installed, from its tarball."""
+    where = tmp_path_factory.mktemp("collections")
+    host.call(tool("ansible-galaxy"), "collection", "install", tarball, "-p", where)
+    return where
+
+
+@pytest.fixture(scope="session")
+def package():
+    """The Debian package, as `make dist` makes it, or the one that AEGIS_PACKAGE names."""
+    if named := os.environ.get("AEGIS_PACKAGE"):
+        return Path(named)
+    subprocess.run(["make", "--silent", "dist/SHA256SUMS"], cwd=ROOT, check=True)
+    (package,) = (ROOT / "dist").glob("aegiskv_*.deb")
+    return package
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """Three hosts for the cluster, and a fourth for growth; bare Debian at first."""
+    if lacking := host.lacks():
+        pytest.skip(lacking)
+    with host.Lab("kv1", "kv2", "kv3", "kv4") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def control(lab, collections, package, tmp_path_factory):
+    return Control(lab, collections, package, tmp_path_factory.mktemp("control"))
+
+
+@pytest.fixture(scope="session")
+def cluster(control):
+    """The same, with the cluster made."""
+    if not control.secrets.exists():
+        control.play("bootstrap")
+    return control
+
+
