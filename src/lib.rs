@@ -38,9 +38,6 @@ pub mod wal;
 
 pub mod snapshot;
 
-// Who is a member, and who holds and orders each shard.
-pub mod topology;
-
 /// Whether a rule is broken on purpose, to see that simulations notice.
 #[cfg(feature = "mutations")]
 macro_rules! mutated {
@@ -58,6 +55,9 @@ macro_rules! mutated {
 
 #[cfg(feature = "mutations")]
 pub mod mutation;
+
+// Who is a member, and who holds and orders each shard.
+pub mod topology;
 
 // The order of each shard's records, and the copies that follow it.
 pub mod shard;

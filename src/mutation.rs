@@ -65,6 +65,12 @@ pub enum Mutation {
     GoneUnasked,
     /// A shard has lost its majority when that seems failed, gone or not.
     FailedIsGone,
+    /// The stop lease is granted whoever holds it.
+    LeaseUncompared,
+    /// The stop lease is granted by what was judged in an earlier topology.
+    LeaseJudgedEarlier,
+    /// The stop lease is given back as soon as its node answers.
+    LeaseBackWhenAnswering,
 }
 
 thread_local! {

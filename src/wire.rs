@@ -37,6 +37,8 @@ pub enum Kind {
     Relay = 7,
     /// A request: whether a seat answers at any address of its node.
     Inquiry = 8,
+    /// A request: about the stop lease.
+    StopLease = 9,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             6 => Self::Pressure,
             7 => Self::Relay,
             8 => Self::Inquiry,
+            9 => Self::StopLease,
             _ => return None,
         })
     }

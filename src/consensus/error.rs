@@ -161,6 +161,17 @@ pub enum ProposeError {
     Stopped,
 }
 
+/// Why a leader's own command has no outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Undecided {
+    /// This node does not lead; nothing was done.
+    #[error("this node does not lead the topology")]
+    NotLeader,
+    /// It did not come about in time. It still may.
+    #[error("the nodes did not agree in time")]
+    Late,
+}
+
 fn reason(leader: Option<&str>) -> String {
     match leader {
         Some(leader) => format!("{leader} leads it, but could not carry it through"),

@@ -15,7 +15,7 @@ use super::store::{Key, Store, Write, encode};
 use super::{
     Entry, Error, LogId, SnapshotMeta, StorageError, StoredMembership, TopologyFormat, Types,
 };
-use crate::topology::{Outcome, Topology};
+use crate::topology::{Outcome, StopLeases, Topology};
 
 /// The format of an encoded topology, its first byte.
 pub(super) const TOPOLOGY_FORMAT: u8 = 1;
@@ -65,17 +65,27 @@ fn read_snapshot(store: &Store) -> Result<Option<(SnapshotMeta, Vec<u8>)>, Error
     Ok(meta.zip(store.bytes(Key::Snapshot)?))
 }
 
-/// A topology as snapshots have it: one byte of format, then postcard.
+/// A topology as snapshots have it: one byte of format, then postcard; behind that the stop leases,
+/// likewise, if there ever was one. Whoever knows of none reads the topology and stops there.
 fn encode_topology(topology: &Topology) -> Vec<u8> {
     let mut bytes = vec![TOPOLOGY_FORMAT];
     bytes.extend(encode(topology));
+    if topology.leases != StopLeases::default() {
+        bytes.extend(encode(&topology.leases));
+    }
     bytes
 }
 
 fn decode(bytes: &[u8]) -> Result<Topology, TopologyFormat> {
     match bytes.split_first() {
         Some((&TOPOLOGY_FORMAT, body)) => {
-            postcard::from_bytes(body).map_err(TopologyFormat::Unreadable)
+            let (mut topology, leases): (Topology, &[u8]) =
+                postcard::take_from_bytes(body).map_err(TopologyFormat::Unreadable)?;
+            if !leases.is_empty() {
+                topology.leases =
+                    postcard::from_bytes(leases).map_err(TopologyFormat::Unreadable)?;
+            }
+            Ok(topology)
         }
         Some((&found, _)) => Err(TopologyFormat::Unknown { found }),
         None => Err(TopologyFormat::Empty),
@@ -179,5 +189,57 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let bytes = encode_topology(&topology);
         keep(&self.store, &meta, bytes.clone()).await?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{Announcement, Cluster, Command, LeaseStep, NodeId};
+
+    fn founded() -> Topology {
+        let mut topology = Topology::default();
+        let cluster = Cluster { id: 7, hash_seed: 8, num_shards: 2 };
+        let about = Announcement { name: "a".to_owned(), life: 10, ..Announcement::default() };
+        topology.apply(Command::Found { cluster, founder: NodeId(1), about, epoch: 5 });
+        topology
+    }
+
+    fn leased() -> Topology {
+        let mut topology = founded();
+        let (node, holder, revision) = (NodeId(1), "ops".to_owned(), topology.revision);
+        let grant =
+            LeaseStep::Grant { node, holder, ttl_ms: 60_000, run: Some(4), at_ms: 9, revision };
+        assert!(matches!(topology.apply(Command::Lease(grant)), Outcome::Leased(_)));
+        topology
+    }
+
+    #[test]
+    fn a_snapshot_brings_the_stop_lease_back() {
+        let topology = leased();
+        assert_eq!(decode(&encode_topology(&topology)).unwrap(), topology);
+    }
+
+    #[test]
+    fn a_snapshot_without_leases_is_as_it_was_before_there_were_any() {
+        let topology = founded();
+        let bytes = encode_topology(&topology);
+        let plain: Topology = postcard::from_bytes(&bytes[1..]).unwrap();
+        assert_eq!(bytes.len(), 1 + encode(&plain).len());
+        assert_eq!(decode(&bytes).unwrap(), topology);
+    }
+
+    #[test]
+    fn who_knows_no_leases_reads_the_topology_of_a_snapshot_that_has_one() {
+        let topology = leased();
+        let known: Topology = postcard::from_bytes(&encode_topology(&topology)[1..]).unwrap();
+        assert_eq!(known.members, topology.members);
+        assert_eq!(known.revision, topology.revision);
+    }
+
+    #[test]
+    fn a_snapshot_whose_leases_are_cut_short_is_refused() {
+        let bytes = encode_topology(&leased());
+        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
     }
 }

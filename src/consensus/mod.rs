@@ -65,7 +65,7 @@ use network::Peers;
 use store::Store;
 
 pub use election::Leadership;
-pub use error::{Damage, Error, ProposeError, TopologyFormat};
+pub use error::{Damage, Error, ProposeError, TopologyFormat, Undecided};
 pub use network::{Call, CallError};
 pub use voters::{VOTERS_MAX, choose_voters};
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::message::{Reply, Request};
-use super::{Consensus, Inner, Leadership, ProposeError};
+use super::{Consensus, Inner, Leadership, ProposeError, Undecided};
 use crate::topology::{Command, NodeId, Outcome, Rejection, Topology};
 
 /// Whoever found no leader, or none that answers, looks again after this.
@@ -54,6 +54,23 @@ impl Consensus {
             Outcome::Rejected(Rejection::Founded) if founds && tries > 1 => Outcome::Done,
             outcome => outcome,
         })
+    }
+
+    /// Has a command decided that is this leader's own judgement: it is put into the log here, or
+    /// nowhere. If another leads by then, it does not take place.
+    ///
+    /// # Errors
+    /// [`Undecided`].
+    pub async fn propose_as_leader(
+        &self,
+        command: Command,
+        within: Duration,
+    ) -> Result<Outcome, Undecided> {
+        match self.inner.propose_here(command, within).await {
+            Reply::Outcome(outcome) => Ok(outcome),
+            Reply::NotLeader(_) => Err(Undecided::NotLeader),
+            _ => Err(Undecided::Late),
+        }
     }
 
     /// The topology with everything that was committed before the call.

@@ -9,7 +9,7 @@
 //!
 //! In this order: a primary that seems failed is replaced (`failover`); a shard that has lost its
 //! majority goes on with what is left (`recovery`); copies come, go and move (`copies`);
-//! primaries are balanced (`balance`).
+//! primaries are balanced (`balance`). Beside that the stop lease ends when it is due (`lease`).
 //!
 //! Nobody is given up who can be reached (`evidence`): a primary is replaced when no connection
 //! leads to it, directly or through others; a node counts as gone when moreover no gossip tells of
@@ -29,6 +29,7 @@ mod draft;
 mod evidence;
 mod failover;
 mod health;
+mod lease;
 mod level;
 mod note;
 mod recovery;
@@ -45,11 +46,14 @@ mod world;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::topology::{Command, NodeId, Topology};
+use crate::topology::{Command, LeaseStep, NodeId, Topology};
 
 pub use evidence::{Failure, REPORT_FRESH};
+pub use lease::{Unsafe, may_run, may_stop};
 pub use note::{HandOver, Note};
-pub use sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
+pub use sight::{
+    Break, Inquiry, Leased, Link, Presence, Report, Role, Seems, Seen, ShardReport, Sight,
+};
 pub use state::{Needed, ShardState, keeps_quorum_without, shard_states};
 pub use transfer::Transfer;
 
@@ -85,6 +89,8 @@ pub struct Plan {
     pub notes: Vec<Note>,
     /// Nodes that no way tells of: they are to be asked, by every way there is.
     pub inquire: BTreeSet<NodeId>,
+    /// The end of the stop lease, for consensus, if it is due.
+    pub lease: Option<LeaseStep>,
 }
 
 /// The decisions, and what they remember.
@@ -115,6 +121,7 @@ impl Controller {
         let (command, mut notes) = draft.finish();
         notes.append(&mut told);
         let inquire = view.nodes().filter(|(_, node)| node.is_to_be_asked()).map(|(id, _)| id);
-        Plan { commands: command.into_iter().collect(), notes, inquire: inquire.collect() }
+        let lease = lease::plan(&view, sight.leased.as_ref());
+        Plan { commands: command.into_iter().collect(), notes, inquire: inquire.collect(), lease }
     }
 }

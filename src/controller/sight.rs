@@ -24,6 +24,33 @@ pub struct Sight {
     pub reports: BTreeMap<NodeId, Arc<Report>>,
     /// What the last inquiry after each node came to, of those that were to be asked.
     pub inquiries: BTreeMap<NodeId, Inquiry>,
+    /// What the node that looks knows of the stop lease that the topology has.
+    pub leased: Option<Leased>,
+}
+
+/// What is known of the stop lease beside the topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leased {
+    /// Which lease.
+    pub id: u64,
+    /// How often it had been renewed.
+    pub renewals: u64,
+    /// Since when the node that looks has known it so: never before it was granted, and so never
+    /// so early that it would run out too soon.
+    pub since: Duration,
+    /// What its node last answered.
+    pub presence: Option<Presence>,
+}
+
+/// What a node answers that is asked whether it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// When it was asked.
+    pub at: Duration,
+    /// The run of its process; another one after each start.
+    pub run: u64,
+    /// Copies that it should hold, and that are not level.
+    pub behind: u64,
 }
 
 /// A node was asked at every address where it may be, from here and from every member that is

@@ -67,21 +67,25 @@ pub fn keeps_quorum_without(
 ) -> Result<(), Needed> {
     let assessments = Health::default().observe(topology, sight, settings);
     let view = View::new(topology, sight, settings, &assessments);
-    let mut needed = view.shards().filter(|(shard, configuration)| {
-        let Some(primary) = view.active(*shard) else { return true };
-        let counts = |seat: Seat| {
-            let keeps_up = seat == configuration.primary || keeps_up(primary, seat);
-            view.has_memory(seat) && keeps_up && seat.node != node
-        };
-        let keeps = |copies| configuration.has_quorum(copies, counts);
-        !(keeps(Copies::Majority) && keeps(quorum))
-    });
+    let mut needed = view.shards().filter(|(shard, _)| needs(&view, *shard, node, quorum));
     let Some((first, _)) = needed.next() else { return Ok(()) };
     Err(Needed { first, shards: 1 + needed.count() })
 }
 
+/// Whether the shard would lose `quorum`, or its majority, while `node` is down.
+pub(super) fn needs(view: &View<'_>, shard: ShardId, node: NodeId, quorum: Copies) -> bool {
+    let Some(primary) = view.active(shard) else { return true };
+    let configuration = view.configuration(shard);
+    let counts = |seat: Seat| {
+        let keeps_up = seat == configuration.primary || keeps_up(primary, seat);
+        view.has_memory(seat) && keeps_up && seat.node != node
+    };
+    let keeps = |copies| configuration.has_quorum(copies, counts);
+    !(keeps(Copies::Majority) && keeps(quorum))
+}
+
 /// Whether the seat has acknowledged all that is committed, but for what may be on its way.
-fn keeps_up(primary: &ShardReport, seat: Seat) -> bool {
+pub(super) fn keeps_up(primary: &ShardReport, seat: Seat) -> bool {
     let has = |(copy, acknowledged): &(Seat, u64)| {
         *copy == seat && acknowledged.saturating_add(IN_FLIGHT_RECORDS) >= primary.committed
     };

@@ -469,7 +469,7 @@ impl World {
         let others = members.iter().filter(|node| **node != self.leader);
         let alive = others.map(seen).collect();
         let (reports, inquiries) = (self.reports.clone(), self.inquiries.clone());
-        Sight { now: self.now, me: self.leader, alive, reports, inquiries }
+        Sight { now: self.now, me: self.leader, alive, reports, inquiries, leased: None }
     }
 
     /// Suspect after half a second of silence, dead after two.

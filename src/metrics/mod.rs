@@ -203,6 +203,8 @@ pub struct Metrics {
     pub snapshot_failures: Counter,
     /// Shards that were given another primary because theirs seemed failed, as decided here.
     pub failovers: Counter,
+    /// Stop leases that ran out, as this node saw it.
+    pub stop_leases_expired: Counter,
     /// From the first sign of a primary's failure until another one orders.
     pub failover_duration: Durations,
     /// Bytes of shards' copies that were brought here.
@@ -279,6 +281,11 @@ impl Metrics {
                 "aegis_failovers_total",
                 "Shards given another primary because theirs seemed failed; counted by the node \
                  that decided it.",
+            ),
+            stop_leases_expired: t.counter(
+                "aegis_stop_lease_expired_total",
+                "Stop leases that ran out before their node was back; each member counts what it \
+                 sees.",
             ),
             failover_duration: Durations(t.histogram(
                 "aegis_failover_duration_seconds",

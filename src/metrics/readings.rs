@@ -76,6 +76,8 @@ pub struct Readings {
     pub gossip_unheard_peers: u64,
     /// Whether this node leads the topology, and has lately heard from a majority.
     pub topology_leader: bool,
+    /// The node that may be stopped, and who holds the stop lease for it; `None` if nobody does.
+    pub stop_lease: Option<(String, String)>,
     /// Whether clients are served: neither starting nor draining.
     pub serving: bool,
     /// Whether the configuration that was read last, at the start or by a reload, is in force.
@@ -109,6 +111,7 @@ pub(super) struct Gauges {
     cluster_members_expected: IntGauge,
     gossip_unheard_peers: IntGauge,
     topology_leader: IntGauge,
+    stop_lease: IntGaugeVec,
     serving: IntGauge,
     config_reload_success: IntGauge,
     config_hash: IntGauge,
@@ -173,6 +176,12 @@ impl Gauges {
                 "aegis_topology_leader",
                 "1 if this node leads the topology and has lately heard from a majority, else 0.",
             ),
+            stop_lease: t.gauges(
+                "aegis_stop_lease",
+                &["node", "holder"],
+                "1 while somebody holds the stop lease for a node, as this member knows it; missing \
+                 while nobody does.",
+            ),
             serving: t.gauge(
                 "aegis_serving",
                 "1 if this node serves clients, 0 while it starts or drains.",
@@ -229,6 +238,10 @@ impl Gauges {
         self.disk_delay.set(now.disk_delay.as_secs_f64());
         for (state, count) in now.shards.by_state() {
             self.shards.with_label_values(&[state]).set(saturating(count));
+        }
+        self.stop_lease.reset();
+        if let Some((node, holder)) = &now.stop_lease {
+            self.stop_lease.with_label_values(&[node, holder]).set(1);
         }
         self.tls_cert_expiry.set(now.tls_cert_expiry.map(unix_seconds));
         self.snapshot_duration.set(now.snapshot_duration.map(|d| d.as_secs_f64()));

@@ -79,7 +79,7 @@ pub(super) async fn log_level<N: Node>(
     let Ok(Query(LogLevelQuery { level })) = query else {
         return Err(Problem::bad_request("say ?level=error, warn, info, debug or trace"));
     };
-    shared.node.set_log_level(&level).map_err(problem)?;
+    shared.node.set_log_level(&level)?;
     tracing::info!(level, "log level set until the next reload or start");
     Ok(Json(json!({ "level": level })))
 }
@@ -113,17 +113,18 @@ pub(super) async fn remove<N: Node>(
 }
 
 /// Runs an action in a task of its own and waits for it.
-async fn to_its_end<N, T, F>(
+pub(super) async fn to_its_end<N, T, E, F>(
     node: Arc<N>,
     action: impl FnOnce(Arc<N>) -> F + Send + 'static,
 ) -> Result<T, Problem>
 where
     N: Node,
     T: Send + 'static,
-    F: Future<Output = Result<T, ActionError>> + Send + 'static,
+    E: Into<Problem> + Send + 'static,
+    F: Future<Output = Result<T, E>> + Send + 'static,
 {
     match tokio::spawn(action(node)).await {
-        Ok(result) => result.map_err(problem),
+        Ok(result) => result.map_err(Into::into),
         Err(broken) => {
             tracing::error!(error = %broken, "an action did not come to its end");
             Err(Problem::failed("the action did not come to its end; the log says why"))
@@ -131,20 +132,22 @@ where
     }
 }
 
-fn problem(error: ActionError) -> Problem {
-    match error {
-        ActionError::Conflict(why) => Problem::conflict(why),
-        ActionError::Unknown { .. } => Problem::not_found(error.to_string()),
-        ActionError::Invalid { .. } => Problem::bad_request(error.to_string()),
-        ActionError::Refused { problems } => Problem::refused(
-            "the new configuration has mistakes; the old one stays in force",
-            problems,
-        ),
-        ActionError::NotAgreed { .. } => Problem::unavailable(chain(&error)),
-        ActionError::Failed { .. } => {
-            let chain = chain(&error);
-            tracing::error!(error = chain, "an operator's request failed");
-            Problem::failed(chain)
+impl From<ActionError> for Problem {
+    fn from(error: ActionError) -> Self {
+        match error {
+            ActionError::Conflict(why) => Self::conflict(why),
+            ActionError::Unknown { .. } => Self::not_found(error.to_string()),
+            ActionError::Invalid { .. } => Self::bad_request(error.to_string()),
+            ActionError::Refused { problems } => Self::refused(
+                "the new configuration has mistakes; the old one stays in force",
+                problems,
+            ),
+            ActionError::NotAgreed { .. } => Self::unavailable(chain(&error)),
+            ActionError::Failed { .. } => {
+                let chain = chain(&error);
+                tracing::error!(error = chain, "an operator's request failed");
+                Self::failed(chain)
+            }
         }
     }
 }

@@ -7,11 +7,14 @@
 
 mod access;
 mod actions;
+mod fleet_lock;
+mod lease;
 mod node;
 mod problem;
 mod readiness;
 mod serve;
 mod status;
+mod stop_lease;
 mod views;
 
 use std::sync::Arc;
@@ -25,6 +28,10 @@ use axum::routing::{get, post};
 
 use crate::metrics::Metrics;
 
+pub use lease::{
+    HOLDER_BYTES_MAX, LEASE_TTL, LEASE_TTL_MAX, LEASE_TTL_MIN, Lease, LeaseRefusal, LeaseRequest,
+    LeaseUnsafe,
+};
 pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
 pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
 pub use status::{Member, MemberStatus, Phase, Position, Shard, Status, Wal};
@@ -60,7 +67,18 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .route("/admin/nodes/{id}/decommission", post(actions::decommission::<N>))
         .route("/admin/nodes/{id}/recommission", post(actions::recommission::<N>))
         .route("/admin/nodes/{id}/remove", post(actions::remove::<N>))
+        .route(
+            "/admin/stop-lease",
+            post(stop_lease::acquire::<N>)
+                .get(stop_lease::look::<N>)
+                .delete(stop_lease::release::<N>),
+        )
         .route_layer(from_fn_with_state(shared.clone(), access::guard::<N>));
+    let fleet_lock = Router::new()
+        .route("/v1/pre-reboot", post(fleet_lock::pre_reboot::<N>))
+        .route("/v1/steady-state", post(fleet_lock::steady_state::<N>))
+        .route_layer(from_fn_with_state(shared.clone(), access::guard::<N>))
+        .route_layer(map_response(fleet_lock::in_its_words));
     let metrics = Router::new()
         .route("/metrics", get(views::metrics::<N>))
         .route_layer(from_fn_with_state(shared.clone(), access::guard_metrics::<N>));
@@ -73,6 +91,7 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
         .route("/stats", get(views::stats::<N>))
         .route("/config", get(views::config::<N>))
         .merge(admin)
+        .merge(fleet_lock)
         .merge(metrics)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -84,7 +103,7 @@ pub fn router<N: Node>(node: Arc<N>, metrics: Arc<Metrics>) -> Router {
 async fn no_such_path(request: Request) -> Response {
     Problem::not_found(format!(
         "port 7702 has no {}; it has /health /live /ready /metrics /cluster /cluster/shards \
-         /stats /config and, for POST, /admin/...",
+         /stats /config and, for POST, /admin/... and FleetLock's /v1/pre-reboot /v1/steady-state",
         request.uri().path()
     ))
     .into_response()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Shard, Status};
+use super::{Lease, LeaseRefusal, LeaseRequest, Shard, Status};
 use crate::api::{Sites, Tokens};
 
 /// The node, as its operator sees it. Everything but the actions answers at once, in every phase.
@@ -53,6 +53,31 @@ pub trait Node: Send + Sync + 'static {
 
     /// Ends the membership of a member that is dead or decommissioned, by name.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), ActionError>> + Send;
+
+    /// Asks for leave to stop a member, or renews it.
+    fn acquire_lease(
+        &self,
+        request: &LeaseRequest,
+    ) -> impl Future<Output = Result<Lease, LeaseRefusal>> + Send;
+
+    /// The stop lease that is held, as all members agree on it.
+    fn lease(&self) -> impl Future<Output = Result<Option<Lease>, LeaseRefusal>> + Send;
+
+    /// Gives the stop lease for a member back, by name; if a holder is named, only that one's. What
+    /// was given back, if anything was.
+    fn release_lease(
+        &self,
+        name: &str,
+        holder: Option<&str>,
+    ) -> impl Future<Output = Result<Option<Lease>, LeaseRefusal>> + Send;
+
+    /// A holder needs its lease for a member no more: gives it back, unless the member was stopped
+    /// and is not back with all its copies. Nothing held is fine.
+    fn settle_lease(
+        &self,
+        name: &str,
+        holder: &str,
+    ) -> impl Future<Output = Result<(), LeaseRefusal>> + Send;
 
     /// Stops taking work, for good; answers at once. Draining again changes nothing.
     fn drain(&self) -> Drained;

@@ -1,9 +1,12 @@
 //! Errors of this port as `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::api::framing::Doubt;
 
@@ -14,6 +17,7 @@ pub(super) struct Problem {
     title: &'static str,
     detail: String,
     problems: Vec<String>,
+    fields: Map<String, Value>,
 }
 
 #[derive(Serialize)]
@@ -24,11 +28,29 @@ struct Body<'a> {
     detail: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     problems: &'a [String],
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 impl Problem {
     fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into(), problems: Vec::new() }
+        let (problems, fields) = (Vec::new(), Map::new());
+        Self { status, title, detail: detail.into(), problems, fields }
+    }
+
+    /// The same with a field for whoever reads it by program.
+    #[must_use]
+    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
@@ -60,6 +82,17 @@ impl Problem {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed", detail)
     }
 
+    pub(super) fn large_body(bytes_max: usize) -> Self {
+        let detail =
+            format!("the body is longer than {bytes_max} bytes; what is asked for is less");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too large", detail)
+    }
+
+    pub(super) fn slow_body(within: Duration) -> Self {
+        let detail = format!("the body did not arrive within {} s", within.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "too slow", detail)
+    }
+
     pub(super) fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "not now", detail)
     }
@@ -88,8 +121,9 @@ impl IntoResponse for Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             problems: &self.problems,
+            fields: &self.fields,
         })
-        .expect("strings and a number always have a JSON form");
+        .expect("all of it is JSON, or has a form in it");
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -84,6 +84,8 @@ pub struct Status {
     pub serving_for: Duration,
     /// Whether since its start all shards were served, and all its copies level, at some moment.
     pub was_whole: bool,
+    /// The stop lease that is held, as this node knows it.
+    pub stop_lease: Option<super::Lease>,
     /// The figures that the gauges show as well.
     pub readings: Readings,
 }

@@ -98,6 +98,7 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
             "moving": shards.moving,
             "unavailable": shards.unavailable,
         },
+        "stop_lease": status.stop_lease,
     }))
 }
 

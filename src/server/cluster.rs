@@ -31,6 +31,7 @@ use super::control;
 use super::inquiry;
 use super::peers::{Knock, KnockReply};
 use super::pressure;
+use super::stop_lease;
 use super::udp;
 use super::ways::{self, Ways};
 use super::whereabouts;
@@ -71,6 +72,8 @@ pub(super) struct Cluster {
     settings: Mutex<Settings>,
     /// It hands over what it leads, to stop or to be stopped.
     goes: AtomicBool,
+    /// What is known of the stop lease.
+    pub(super) lease: stop_lease::Known,
     tasks: TaskTracker,
     /// As long as others can still ask: who does not see that it runs takes itself to have stood
     /// still.
@@ -123,6 +126,7 @@ impl Cluster {
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
             goes: AtomicBool::new(false),
+            lease: stop_lease::Known::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -136,6 +140,7 @@ impl Cluster {
         cluster.run(control::control(cluster.clone()));
         cluster.run(pressure::press(cluster.clone()));
         cluster.run(udp::watch(cluster.clone()));
+        cluster.run(stop_lease::follow(cluster.clone()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.
@@ -269,7 +274,8 @@ impl Cluster {
         let asked = self.inquiries.lock();
         let inquiries = asked.iter().filter_map(|(node, asked)| Some((*node, asked.inquiry?)));
         let inquiries = inquiries.collect();
-        Sight { now, me: self.me, alive, reports, inquiries }
+        let leased = self.lease.leased();
+        Sight { now, me: self.me, alive, reports, inquiries, leased }
     }
 
     /// The members that gossip has for alive.

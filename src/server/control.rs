@@ -168,6 +168,12 @@ pub(super) async fn control(cluster: Arc<Cluster>) {
             if took_place {
                 others.iter().for_each(tell);
             }
+            if let Some(step) = plan.lease {
+                let ended = cluster.consensus().propose_as_leader(step.into(), COMMAND_PATIENCE);
+                if let Err(error) = ended.await {
+                    tracing::debug!(%error, "the stop lease's end did not take place");
+                }
+            }
             let _ = tokio::time::timeout(PACE, cluster.evidence.notified()).await;
         }
     }

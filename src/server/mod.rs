@@ -19,6 +19,7 @@ mod peers;
 mod pressure;
 mod recover;
 mod removal;
+mod stop_lease;
 mod udp;
 mod upkeep;
 mod view;

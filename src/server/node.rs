@@ -14,7 +14,10 @@ use crate::coordinator::{self, Coordinator};
 use crate::entry::Timestamp;
 use crate::logging::{Drops, LevelControl};
 use crate::metrics::{Metrics, Readings};
-use crate::ops::{self, ActionError, Drained, RateLimit, Reloaded, Snapshot, Truncated};
+use crate::ops::{
+    self, ActionError, Drained, Lease, LeaseRefusal, LeaseRequest, RateLimit, Reloaded, Snapshot,
+    Truncated,
+};
 use crate::peer::Refusal;
 use crate::process::{self, Notifier, ReloadReport};
 
@@ -102,6 +105,16 @@ impl Node {
         self.cluster.get().ok_or(ActionError::Conflict(
             "the node is still starting; ask again when /ready answers 200",
         ))
+    }
+
+    /// This node as a member, for the stop lease.
+    fn member(&self) -> Result<&Arc<Cluster>, LeaseRefusal> {
+        self.cluster().map_err(|_| {
+            LeaseRefusal::Elsewhere(
+                "this node takes no part in the cluster now (it is starting, or was removed): ask \
+                 another member, or again when /ready answers 200",
+            )
+        })
     }
 
     fn data(&self) -> Result<&Arc<Data>, ActionError> {
@@ -300,6 +313,7 @@ impl ops::Node for Node {
             was_whole: self.was_whole.load(Ordering::Relaxed),
             lost_udp: view.as_ref().map_or_else(Vec::new, ClusterView::lost_udp),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
+            stop_lease: view.as_ref().and_then(ClusterView::stop_lease),
             readings,
         }
     }
@@ -327,6 +341,26 @@ impl ops::Node for Node {
 
     async fn remove(&self, name: &str) -> Result<(), ActionError> {
         self.cluster()?.remove(name).await
+    }
+
+    async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease, LeaseRefusal> {
+        self.member()?.acquire_lease(request).await
+    }
+
+    async fn lease(&self) -> Result<Option<Lease>, LeaseRefusal> {
+        self.member()?.stop_lease().await
+    }
+
+    async fn release_lease(
+        &self,
+        name: &str,
+        holder: Option<&str>,
+    ) -> Result<Option<Lease>, LeaseRefusal> {
+        self.member()?.release_lease(name, holder).await
+    }
+
+    async fn settle_lease(&self, name: &str, holder: &str) -> Result<(), LeaseRefusal> {
+        self.member()?.settle_lease(name, holder).await
     }
 
     fn config(&self) -> serde_json::Value {

@@ -143,6 +143,10 @@ impl Peers {
                 Some(cluster) => inquiry::answer(&cluster, &body).await.into(),
                 None => Bytes::new(),
             },
+            Kind::StopLease => match self.cluster() {
+                Some(cluster) => cluster.answer_about_lease(&body).await,
+                None => Bytes::new(),
+            },
             _ => Bytes::new(),
         }
     }

@@ -15,6 +15,7 @@ use crate::topology::{Configuration, Member, NodeId, Seat, Standing, Topology};
 
 use super::cluster::Cluster;
 use super::control;
+use super::stop_lease;
 use super::udp;
 
 /// One moment of the cluster.
@@ -100,6 +101,12 @@ impl<'a> ClusterView<'a> {
     /// Whether it is this node, or one that answers over TCP.
     fn reaches(&self, node: NodeId) -> bool {
         node == self.cluster.me || self.cluster.is_reached(node)
+    }
+
+    /// The stop lease that is held, as far as this node knows.
+    pub(super) fn stop_lease(&self) -> Option<ops::Lease> {
+        let held = self.topology.leases.held.as_ref();
+        held.map(|lease| stop_lease::shown(&self.topology, lease))
     }
 
     /// What is wrong with UDP from other members, for each.
@@ -193,5 +200,6 @@ impl<'a> ClusterView<'a> {
         readings.cluster_members_expected = self.topology.members.len() as u64;
         readings.gossip_unheard_peers = self.cluster.unheard.borrow().len() as u64;
         readings.topology_leader = self.leadership.leads;
+        readings.stop_lease = self.stop_lease().map(|lease| (lease.node_id, lease.holder));
     }
 }

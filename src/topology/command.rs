@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cluster, Configuration, Member, NodeId, Seat, Standing, Topology};
+use super::{
+    Cluster, Configuration, LeaseStep, Member, NodeId, Seat, Standing, StopLease, Topology,
+};
 use crate::entry::ShardId;
 
 /// What a node says of itself when it comes.
@@ -76,6 +78,8 @@ pub enum Command {
     Remove(NodeId),
     /// Configurations change; each for itself.
     Configure(Vec<Change>),
+    /// Something happens to the stop lease.
+    Lease(LeaseStep),
 }
 
 /// What a command came to.
@@ -94,6 +98,8 @@ pub enum Outcome {
     Configured(usize),
     /// Nothing was changed.
     Rejected(Rejection),
+    /// The stop lease is granted, or renewed, as it stands now.
+    Leased(Box<StopLease>),
 }
 
 /// Why a command changed nothing.
@@ -116,6 +122,12 @@ pub enum Rejection {
         /// A shard that needs it.
         shard: ShardId,
     },
+    /// The stop lease is held by somebody else, or for another node.
+    #[error("{} holds the stop lease for node {}", .0.holder, .0.node)]
+    Leased(Box<StopLease>),
+    /// The topology has changed since it was judged.
+    #[error("the topology has changed meanwhile")]
+    Outdated,
 }
 
 impl Topology {
@@ -137,6 +149,7 @@ impl Topology {
                 self.revision += u64::from(took > 0);
                 Outcome::Configured(took)
             }
+            Command::Lease(step) => self.lease(step),
         };
         debug_assert!(self.revision <= before + 1, "one command is one revision");
         outcome
@@ -172,12 +185,17 @@ impl Topology {
             // The same node asks again: its first answer was lost.
             return Outcome::Joined { node: member.node, cluster };
         }
-        if let Some(node) = known.map(|member| member.node) {
+        let before = known.map(|member| member.node);
+        if let Some(node) = before {
             // Wiped: its number is gone for good. Its seats stay silent until changes replace them.
             self.members.remove(&node);
         }
         let node = NodeId(self.next_node);
         self.next_node += 1;
+        if let Some(held) = self.leases.held.as_mut().filter(|held| Some(held.node) == before) {
+            // Whoever stopped it and emptied its disk waits for it under its name.
+            held.node = node;
+        }
         self.members.insert(node, Member { node, about, standing: Standing::Member });
         self.revision += 1;
         Outcome::Joined { node, cluster }
@@ -208,6 +226,7 @@ impl Topology {
             return Outcome::Rejected(Rejection::Needed { node, shard });
         }
         self.members.remove(&node);
+        self.end_lease_of(node);
         self.revision += 1;
         Outcome::Done
     }

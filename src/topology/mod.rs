@@ -3,11 +3,12 @@
 //! Pure. A [`Topology`] changes only by [`Topology::apply`], which gives the same outcome on every
 //! node that applies the same commands in the same order. Invariants: a [`NodeId`] is never given
 //! out twice; each change of a shard's [`Configuration`] has a new, higher epoch; a change of
-//! voters goes through a joint configuration, and takes place only from the epoch that it names.
-//! It never knows who seems alive, and never a value.
+//! voters goes through a joint configuration, and takes place only from the epoch that it names;
+//! one node at a time has the stop lease. It never knows who seems alive, and never a value.
 
 mod command;
 mod configuration;
+mod lease;
 pub mod placement;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use crate::entry::ShardId;
 
 pub use command::{Announcement, Change, Command, Outcome, Rejection};
 pub use configuration::{Configuration, Copies};
+pub use lease::{Ending, LeaseStep, StopLease, StopLeases};
 
 /// A member's number in its cluster. A node whose disk was wiped comes back with a new one.
 #[derive(
@@ -100,6 +102,10 @@ pub struct Topology {
     pub shards: Vec<Arc<Configuration>>,
     /// The number that the next new member gets.
     next_node: u64,
+    /// The stop lease. Snapshots have it behind all this, and only once there was one, so that
+    /// those without it stay readable both ways.
+    #[serde(skip)]
+    pub leases: StopLeases,
 }
 
 /// Whose numbers are whose.

@@ -1,4 +1,5 @@
 mod actions;
+mod leases;
 mod socket;
 mod views;
 
@@ -20,6 +21,7 @@ use tower_service::Service;
 use super::*;
 use crate::api::{Holder, Sites, Tokens};
 use crate::controller::ShardState;
+use crate::entry::Timestamp;
 use crate::metrics::{Readings, ShardCounts, TokenMetrics};
 
 const LOCAL: &str = "127.0.0.1:5000";
@@ -35,6 +37,9 @@ struct Fake {
     sites: Arc<Sites>,
     told: Mutex<Vec<String>>,
     reload: Mutex<Option<Result<Reloaded, ActionError>>>,
+    /// What is answered to the next that asks for the stop lease; else it is granted.
+    refusal: Mutex<Option<LeaseRefusal>>,
+    lease: Mutex<Option<Lease>>,
     snapshot_may_end: Notify,
     snapshot_waits: AtomicBool,
     snapshot_ended: Notify,
@@ -49,6 +54,8 @@ impl Fake {
             sites: Arc::default(),
             told: Mutex::default(),
             reload: Mutex::default(),
+            refusal: Mutex::default(),
+            lease: Mutex::default(),
             snapshot_may_end: Notify::new(),
             snapshot_waits: AtomicBool::new(false),
             snapshot_ended: Notify::new(),
@@ -152,6 +159,39 @@ impl Node for Fake {
         Ok(Truncated { segments: 2, bytes: 128 })
     }
 
+    async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease, LeaseRefusal> {
+        let LeaseRequest { node_id, holder, ttl } = request;
+        self.tell(format!("acquire {node_id} {holder} {}", ttl.as_secs()));
+        if let Some(refusal) = self.refusal.lock().take() {
+            return Err(refusal);
+        }
+        if node_id != "node2" {
+            return Err(LeaseRefusal::Unknown(node_id.clone()));
+        }
+        Ok(Lease { holder: holder.clone(), ttl_seconds: ttl.as_secs(), ..held() })
+    }
+
+    async fn lease(&self) -> Result<Option<Lease>, LeaseRefusal> {
+        Ok(self.lease.lock().clone())
+    }
+
+    async fn release_lease(
+        &self,
+        name: &str,
+        holder: Option<&str>,
+    ) -> Result<Option<Lease>, LeaseRefusal> {
+        self.tell(format!("release {name} {}", holder.unwrap_or("whoever")));
+        Ok(self.lease.lock().take())
+    }
+
+    async fn settle_lease(&self, name: &str, holder: &str) -> Result<(), LeaseRefusal> {
+        self.tell(format!("settle {name} {holder}"));
+        if name != "node2" {
+            return Err(LeaseRefusal::Unknown(name.to_owned()));
+        }
+        self.refusal.lock().take().map_or(Ok(()), Err)
+    }
+
     fn drain(&self) -> Drained {
         self.tell("drain");
         self.status.lock().phase = Phase::Draining;
@@ -168,6 +208,18 @@ impl Node for Fake {
         }
         self.tell("log level");
         Ok(())
+    }
+}
+
+fn held() -> Lease {
+    Lease {
+        lease_id: 7,
+        node_id: "node2".to_owned(),
+        holder: "ops@host".to_owned(),
+        since: Timestamp(1_796_000_000_000),
+        until: Timestamp(1_796_001_800_000),
+        ttl_seconds: 1800,
+        renewed: false,
     }
 }
 
@@ -192,6 +244,7 @@ fn serving() -> Status {
         wal: Wal { mode: "sync", segments: 3, failed: false },
         lost_udp: vec![],
         exposures: vec![],
+        stop_lease: None,
         readings: Readings {
             cache_size_bytes: 1000,
             cache_items: 10,
@@ -235,6 +288,17 @@ async fn ask(
     uri: &str,
     headers: &[(&str, &str)],
 ) -> Answer {
+    send(node, peer, method, uri, headers, Body::empty()).await
+}
+
+async fn send(
+    node: &Arc<Fake>,
+    peer: &str,
+    method: Method,
+    uri: &str,
+    headers: &[(&str, &str)],
+    body: Body,
+) -> Answer {
     let mut request = axum::http::Request::builder().method(method).uri(uri);
     if !headers.iter().any(|(name, _)| *name == "host") {
         request = request.header("host", "192.0.2.1:7702");
@@ -242,7 +306,7 @@ async fn ask(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let mut request = request.body(Body::empty()).unwrap();
+    let mut request = request.body(body).unwrap();
     request.extensions_mut().insert(Peer(peer.parse().unwrap()));
     let response = router(Arc::clone(node), Arc::new(Metrics::new())).call(request).await.unwrap();
     let (head, body) = response.into_parts();
