@@ -43,7 +43,9 @@ options:
     type: str
     default: 30m
   timeout:
-    description: Seconds to wait until it is safe. A lease of somebody else is not waited for.
+    description:
+      - Seconds to wait until it is safe, or, to give it back, until the node is back with all its
+        copies. A lease of somebody else is not waited for.
     type: int
     default: 600
 attributes:
@@ -67,10 +69,13 @@ lease:
   type: dict
 """
 
+from urllib.parse import urlencode
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    field,
     first_token,
     until,
 )
@@ -102,21 +107,67 @@ def main():
     wanted = module.params
     try:
         ops = Ops(wanted["ops_url"], first_token(wanted["token_file"]))
-        before = current(ops)
         if wanted["state"] == "looked_at" or module.check_mode:
-            changed, lease = False, before
+            changed, lease = False, current(ops)
         elif wanted["state"] == "held":
             lease = until(wanted["timeout"], lambda: take(ops, wanted))
             changed = True
         else:
-            changed, lease = give_back(ops, before, wanted), {}
+            changed, lease = until(wanted["timeout"], lambda: give_back(ops, wanted)), {}
     except OpsError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=changed, lease=lease)
 
 
 def current(ops):
-    raise NotImplementedError
+    """The lease that is held; empty if none is."""
+    answer = ops.ask("GET", PATH)[1]
+    if "lease" not in answer:
+        raise OpsError(f"the answer to GET {PATH} does not say who holds it: {answer}", final=True)
+    return checked(answer["lease"]) if answer["lease"] is not None else {}
+
+
+def take(ops, wanted):
+    """The lease, granted or renewed, or why it would not be safe now."""
+    body = {name: wanted[name] for name in ("node_id", "holder", "ttl")}
+    status, answer = ops.ask("POST", PATH, accepts=(200, 404, 409, 503), body=body)
+    if status == 503:
+        return why_unsafe(answer)
+    if status != 200:
+        raise OpsError(f"no leave to stop {wanted['node_id']}: {answer.get('detail')}", final=True)
+    lease = checked(answer)
+    if (lease["node_id"], lease["holder"]) != (wanted["node_id"], wanted["holder"]):
+        raise OpsError(f"another lease was granted than was asked for: {answer}", final=True)
+    return lease
+
+
+def why_unsafe(answer):
+    lists = {
+        "shards without a quorum": answer.get("shards_without_quorum"),
+        "shards not level": answer.get("shards_not_level"),
+        "members missing": answer.get("members_missing"),
+    }
+    named = [f"{what}: {', '.join(map(str, which))}" for what, which in lists.items() if which]
+    return "; ".join([f"it is not safe: {answer.get('detail')}", *named])
+
+
+def give_back(ops, wanted):
+    """Whether it was given back now, or, in words, why the node's leave cannot end yet."""
+    query = urlencode({"node_id": wanted["node_id"], "holder": wanted["holder"]})
+    status, answer = ops.ask("DELETE", f"{PATH}?{query}", accepts=(200, 409, 503))
+    if status == 503:
+        return str(answer.get("detail"))
+    if status == 409:
+        raise OpsError(f"the lease is not ours to give back: {answer.get('detail')}", final=True)
+    return field(answer, "released", bool, f"the answer to DELETE {PATH}")
+
+
+def checked(lease):
+    if not isinstance(lease, dict):
+        raise OpsError(f"the lease is no JSON object: {lease!r}", final=True)
+    for name in ("node_id", "holder"):
+        field(lease, name, str, "the lease")
+    return lease
 
 
 if __name__ == "__main__":

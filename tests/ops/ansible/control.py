@@ -35,7 +35,6 @@ class Control:
         self.vars = {
             "ansible_ssh_common_args": f"-F {lab.ssh_config}",
             "ansible_user": "root",
-            "aegiskv_source": "file",
             "aegiskv_package_file": str(package),
             "aegiskv_wait_seconds": 60,
             "aegiskv_monitors": [lab.address],
