@@ -30,6 +30,7 @@ class Load:
     def __init__(self, control):
         self.control = control
         self.nodes = [control.hosts[name].address for name in control.members]
+        self.token = control.secret("token")
         self.tls = ssl.create_default_context(cafile=control.ca)
         self.failed, self.done, self.down_together, self.seen_down = [], 0, [], set()
         self.acknowledged, self.tried = {}, {}
@@ -123,8 +124,7 @@ class Client:
             self.connection = http.client.HTTPSConnection(
                 self.node, CLIENT_PORT, timeout=ANSWER_SECONDS_MAX, context=self.load.tls
             )
-        token = self.load.control.secret("token")
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {self.load.token}"}
         self.connection.request(method, f"/v1/kv/{key}", body, headers)
         answer = self.connection.getresponse()
         said = answer.read()

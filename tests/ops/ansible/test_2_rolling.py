@@ -17,8 +17,8 @@ def another_build(package, tmp_path_factory):
     """A package of a later version, with a program that was really built otherwise."""
     build = ["cargo", "build", "--locked", "--quiet", "--bin", "aegiskv"]
     subprocess.run(build, cwd=ROOT, check=True)
-    program = build_dir() / "debug/aegiskv"
-    return packages.repack(package, "9.0.0-1", tmp_path_factory.mktemp("other"), program, b"other")
+    into, program = tmp_path_factory.mktemp("other"), build_dir() / "debug/aegiskv"
+    return packages.repack(package, "9.0.0-1", into, program, tail=b"another build")
 
 
 def test_a_rolling_restart_is_not_noticed(cluster):
