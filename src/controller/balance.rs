@@ -15,9 +15,19 @@ const HAND_OVERS_MAX: usize = 8;
 
 /// Moves some primaries, unless shards are without one.
 pub(super) fn plan(draft: &mut Draft<'_>) {
+    hand_over(draft, HAND_OVERS_MAX);
+}
+
+/// How many primaries are to change hands until there is balance.
+pub(super) fn left(view: &View<'_>) -> usize {
+    hand_over(&mut Draft::new(view), usize::MAX)
+}
+
+/// Moves so many primaries at most; how many moved.
+fn hand_over(draft: &mut Draft<'_>, bound: usize) -> usize {
     let view = draft.view;
     if view.shards().any(|(shard, _)| is_between_primaries(view, shard)) {
-        return;
+        return 0;
     }
     let mut movable: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
     for (shard, configuration) in view.shards() {
@@ -26,10 +36,14 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
             movable.entry(configuration.primary.node).or_default().push(shard);
         }
     }
-    for _ in 0..HAND_OVERS_MAX {
-        let Some((shard, to)) = next(draft, &movable) else { return };
+    let mut moved = 0;
+    while moved < bound
+        && let Some((shard, to)) = next(draft, &movable)
+    {
         draft.lead(shard, to, Reason::HandedOver(HandOver::Balance));
+        moved += 1;
     }
+    moved
 }
 
 /// A majority could serve it, and no primary does yet.

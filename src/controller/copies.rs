@@ -204,7 +204,7 @@ fn is_under_way(view: &View<'_>, configuration: &Configuration, relocation: &Rel
     is_needed && !is_done && view.node(relocation.to).is_some_and(is_possible)
 }
 
-fn rooms(view: &View<'_>, have: &[Vec<NodeId>]) -> Rooms {
+pub(super) fn rooms(view: &View<'_>, have: &[Vec<NodeId>]) -> Rooms {
     let mut copies: BTreeMap<NodeId, usize> = BTreeMap::new();
     for id in have.iter().flatten() {
         *copies.entry(*id).or_default() += 1;
@@ -219,7 +219,7 @@ fn rooms(view: &View<'_>, have: &[Vec<NodeId>]) -> Rooms {
 
 /// The nodes that should hold the shard: as many as the replication factor, as far as there are.
 /// A gone node keeps its place where nobody can take it.
-fn wanted(
+pub(super) fn wanted(
     view: &View<'_>,
     rooms: &mut Rooms,
     configuration: &Configuration,

@@ -77,7 +77,7 @@ pub fn may_run(topology: &Topology, sight: &Sight, settings: &Settings, node: No
 }
 
 /// Whether a seat's copy has all that is committed, as the shard's primary has it.
-fn is_level(view: &View<'_>, shard: ShardId, seat: Seat) -> bool {
+pub(super) fn is_level(view: &View<'_>, shard: ShardId, seat: Seat) -> bool {
     let primary = view.active(shard);
     let leads = view.configuration(shard).primary == seat;
     view.has_memory(seat) && primary.is_some_and(|primary| leads || keeps_up(primary, seat))

@@ -32,6 +32,7 @@ mod health;
 mod lease;
 mod level;
 mod note;
+mod outlook;
 mod recovery;
 mod sight;
 mod state;
@@ -51,6 +52,7 @@ use crate::topology::{Command, LeaseStep, NodeId, Topology};
 pub use evidence::{Failure, REPORT_FRESH};
 pub use lease::{Unsafe, may_run, may_stop};
 pub use note::{HandOver, Note};
+pub use outlook::{Outlook, Pace};
 pub use sight::{
     Break, Inquiry, Leased, Link, Presence, Report, Role, Seems, Seen, ShardReport, Sight,
 };

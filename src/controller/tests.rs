@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::sight::{Break, Link};
 use super::world::{Memory, STEP, World};
 use super::{
-    Failure, HandOver, Needed, Note, Seems, ShardState, UncleanRecovery, keeps_quorum_without,
+    Failure, HandOver, Needed, Note, Outlook, Seems, ShardState, UncleanRecovery,
+    keeps_quorum_without,
 };
 use crate::entry::ShardId;
 use crate::topology::{Change, Command, Copies, NodeId, Seat, Standing};
@@ -567,6 +568,9 @@ proptest! {
         world.run(seconds(220));
         world.settle();
         prop_assert!(all_healthy(&mut world), "{:?}", world.topology.shards);
+        let sight = world.sight();
+        let outlook = Outlook::new(&world.topology, &sight, &world.settings);
+        prop_assert_eq!(outlook, Outlook { is_settled: true, moves_left: 0 });
         let copies = 3.min(nodes as usize);
         prop_assert!(world.topology.shards.iter().all(|shard| shard.voters.len() == copies));
         let led = world.primaries();

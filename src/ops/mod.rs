@@ -34,7 +34,7 @@ pub use lease::{
 };
 pub use node::{ActionError, Drained, Node, RateLimit, Reloaded, Snapshot, Truncated};
 pub use serve::{CONNECTIONS_MAX, Config, Error, HEAD_TIMEOUT, Listener};
-pub use status::{Member, MemberStatus, Phase, Position, Shard, Status, Wal};
+pub use status::{Member, MemberStatus, Outlook, Phase, Position, Shard, Status, Wal};
 
 use problem::Problem;
 

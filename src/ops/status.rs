@@ -84,10 +84,23 @@ pub struct Status {
     pub serving_for: Duration,
     /// Whether since its start all shards were served, and all its copies level, at some moment.
     pub was_whole: bool,
+    /// What is still to be copied, moved and balanced.
+    pub outlook: Outlook,
     /// The stop lease that is held, as this node knows it.
     pub stop_lease: Option<super::Lease>,
     /// The figures that the gauges show as well.
     pub readings: Readings,
+}
+
+/// What is still to be done until the cluster is settled, the planned included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// Nothing is.
+    pub settled: bool,
+    /// Copies and primaries that are still to move.
+    pub moves_left: u64,
+    /// When that may be done, counted from now; `None` if there is nothing to tell by.
+    pub eta: Option<Duration>,
 }
 
 /// A member of the cluster, as this node sees it.

@@ -98,6 +98,9 @@ pub(super) async fn cluster<N: Node>(State(shared): State<Shared<N>>) -> Json<Va
             "moving": shards.moving,
             "unavailable": shards.unavailable,
         },
+        "settled": status.outlook.settled,
+        "moves_left": status.outlook.moves_left,
+        "settled_eta_seconds": status.outlook.eta.map(|eta| eta.as_secs()),
         "stop_lease": status.stop_lease,
     }))
 }

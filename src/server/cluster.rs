@@ -33,6 +33,7 @@ use super::peers::{Knock, KnockReply};
 use super::pressure;
 use super::stop_lease;
 use super::udp;
+use super::view;
 use super::ways::{self, Ways};
 use super::whereabouts;
 
@@ -72,6 +73,8 @@ pub(super) struct Cluster {
     settings: Mutex<Settings>,
     /// It hands over what it leads, to stop or to be stopped.
     goes: AtomicBool,
+    /// How fast shards move.
+    pub(super) pace: Mutex<controller::Pace>,
     /// What is known of the stop lease.
     pub(super) lease: stop_lease::Known,
     tasks: TaskTracker,
@@ -126,6 +129,7 @@ impl Cluster {
             evidence: Notify::new(),
             settings: Mutex::new(parts.settings),
             goes: AtomicBool::new(false),
+            pace: Mutex::default(),
             lease: stop_lease::Known::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -141,6 +145,7 @@ impl Cluster {
         cluster.run(pressure::press(cluster.clone()));
         cluster.run(udp::watch(cluster.clone()));
         cluster.run(stop_lease::follow(cluster.clone()));
+        cluster.run(view::follow_moves(cluster.clone()));
         let replication = cluster.replication.clone();
         let topology = cluster.topology();
         // A log that has failed says so to the server, which then stops.

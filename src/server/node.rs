@@ -313,6 +313,7 @@ impl ops::Node for Node {
             was_whole: self.was_whole.load(Ordering::Relaxed),
             lost_udp: view.as_ref().map_or_else(Vec::new, ClusterView::lost_udp),
             exposures: config.exposures().into_iter().map(|exposure| exposure.text).collect(),
+            outlook: view.as_ref().map_or_else(ops::Outlook::default, ClusterView::outlook),
             stop_lease: view.as_ref().and_then(ClusterView::stop_lease),
             readings,
         }

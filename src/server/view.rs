@@ -18,6 +18,9 @@ use super::control;
 use super::stop_lease;
 use super::udp;
 
+/// How often it is looked at how many moves are left.
+const MOVES_LOOKED_AT_EVERY: Duration = Duration::from_secs(2);
+
 /// One moment of the cluster.
 pub(super) struct ClusterView<'a> {
     cluster: &'a Cluster,
@@ -101,6 +104,18 @@ impl<'a> ClusterView<'a> {
     /// Whether it is this node, or one that answers over TCP.
     fn reaches(&self, node: NodeId) -> bool {
         node == self.cluster.me || self.cluster.is_reached(node)
+    }
+
+    /// What is still to be copied, moved and balanced.
+    pub(super) fn outlook(&self) -> ops::Outlook {
+        let settings = self.cluster.settings().controller;
+        let outlook = controller::Outlook::new(&self.topology, &self.sight, &settings);
+        let (settled, moves_left) = (outlook.is_settled, outlook.moves_left);
+        let mut pace = self.cluster.pace.lock();
+        pace.observe(self.sight.now, moves_left);
+        // Of what is not told in moves nobody knows how long it takes.
+        let eta = if settled || moves_left > 0 { pace.estimate(moves_left) } else { None };
+        ops::Outlook { settled, moves_left: moves_left as u64, eta }
     }
 
     /// The stop lease that is held, as far as this node knows.
@@ -201,5 +216,13 @@ impl<'a> ClusterView<'a> {
         readings.gossip_unheard_peers = self.cluster.unheard.borrow().len() as u64;
         readings.topology_leader = self.leadership.leads;
         readings.stop_lease = self.stop_lease().map(|lease| (lease.node_id, lease.holder));
+    }
+}
+
+/// Looks now and then how many moves are left, so that their pace is known to whoever asks.
+pub(super) async fn follow_moves(cluster: Arc<Cluster>) {
+    loop {
+        tokio::time::sleep(MOVES_LOOKED_AT_EVERY).await;
+        ClusterView::of(&cluster).outlook();
     }
 }

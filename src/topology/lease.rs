@@ -179,3 +179,132 @@ impl Topology {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Announcement, Cluster, Standing};
+    use super::*;
+
+    fn about(name: &str, life: u64) -> Announcement {
+        Announcement { name: name.to_owned(), life, ..Announcement::default() }
+    }
+
+    /// Three members, and shards of the first alone.
+    fn topology() -> Topology {
+        let mut topology = Topology::default();
+        let cluster = Cluster { id: 7, hash_seed: 8, num_shards: 2 };
+        let (founder, about_a) = (NodeId(1), about("a", 10));
+        topology.apply(Command::Found { cluster, founder, about: about_a, epoch: 5 });
+        topology.apply(Command::Join(about("b", 20)));
+        topology.apply(Command::Join(about("c", 30)));
+        topology
+    }
+
+    fn grant(node: u64, holder: &str, revision: u64) -> Command {
+        let (node, holder, at_ms) = (NodeId(node), holder.to_owned(), 1_000);
+        LeaseStep::Grant { node, holder, ttl_ms: 500, run: Some(77), at_ms, revision }.into()
+    }
+
+    fn granted(topology: &mut Topology, node: u64, holder: &str) -> StopLease {
+        match topology.apply(grant(node, holder, topology.revision)) {
+            Outcome::Leased(lease) => *lease,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn release(node: u64, holder: Option<&str>) -> Command {
+        LeaseStep::Release { node: NodeId(node), holder: holder.map(str::to_owned) }.into()
+    }
+
+    fn ending(topology: &Topology) -> Option<Ending> {
+        assert_eq!(topology.leases.held, None);
+        topology.leases.ended.as_ref().map(|(_, how)| *how)
+    }
+
+    #[test]
+    fn one_node_has_it_at_a_time() {
+        let mut topology = topology();
+        let first = granted(&mut topology, 2, "x");
+        assert_eq!((first.id, first.since_ms, first.until_ms), (1, 1_000, 1_500));
+        for (node, holder) in [(3, "y"), (3, "x"), (2, "y")] {
+            let outcome = topology.apply(grant(node, holder, topology.revision));
+            let refused = Outcome::Rejected(Rejection::Leased(Box::new(first.clone())));
+            assert_eq!(outcome, refused, "{holder} for {node}");
+        }
+        assert_eq!(topology.leases.held, Some(first));
+        topology.apply(release(2, None));
+        assert_eq!(granted(&mut topology, 3, "y").id, 2, "no number is given twice");
+        let stranger = topology.apply(grant(9, "y", topology.revision));
+        assert_eq!(stranger, Outcome::Rejected(Rejection::NotAMember(NodeId(9))));
+    }
+
+    #[test]
+    fn what_was_judged_in_another_topology_does_not_count() {
+        let mut topology = topology();
+        let judged = topology.revision;
+        granted(&mut topology, 2, "x");
+        topology.apply(release(2, None));
+        // Nobody has it, and yet: whoever judged did not see what happened since.
+        let late = topology.apply(grant(3, "y", judged));
+        assert_eq!(late, Outcome::Rejected(Rejection::Outdated));
+        let judged = topology.revision;
+        let standing = Standing::Restarting;
+        topology.apply(Command::Stand { node: NodeId(1), standing });
+        assert_eq!(topology.apply(grant(3, "y", judged)), Outcome::Rejected(Rejection::Outdated));
+        assert_eq!(topology.leases.held, None);
+    }
+
+    #[test]
+    fn who_has_it_and_asks_again_renews_it() {
+        let mut topology = topology();
+        let first = granted(&mut topology, 2, "x");
+        let (node, holder, revision) = (NodeId(2), "x".to_owned(), topology.revision);
+        let again =
+            LeaseStep::Grant { node, holder, ttl_ms: 900, run: Some(78), at_ms: 1_200, revision };
+        let Outcome::Leased(lease) = topology.apply(again.into()) else { panic!("not renewed") };
+        assert_eq!((lease.id, lease.renewals, lease.since_ms), (first.id, 1, 1_000));
+        assert_eq!((lease.until_ms, lease.run), (2_100, Some(78)));
+        // What was decided about it as it was before does not end it.
+        for step in [
+            LeaseStep::RunOut { id: 1, renewals: 0 },
+            LeaseStep::Return { id: 1, renewals: 0 },
+            LeaseStep::RunOut { id: 2, renewals: 1 },
+        ] {
+            let revision = topology.revision;
+            topology.apply(step.into());
+            assert_eq!(topology.leases.held.as_ref(), Some(&*lease));
+            assert_eq!(topology.revision, revision);
+        }
+        topology.apply(LeaseStep::RunOut { id: 1, renewals: 1 }.into());
+        assert_eq!(ending(&topology), Some(Ending::RanOut));
+    }
+
+    #[test]
+    fn it_is_given_back_for_the_node_and_by_the_holder_that_are_named() {
+        let mut topology = topology();
+        let lease = granted(&mut topology, 2, "x");
+        assert_eq!(topology.apply(release(3, None)), Outcome::Done);
+        let other = topology.apply(release(2, Some("y")));
+        assert_eq!(other, Outcome::Rejected(Rejection::Leased(Box::new(lease.clone()))));
+        assert_eq!(topology.leases.held, Some(lease));
+        assert_eq!(topology.apply(release(2, Some("x"))), Outcome::Done);
+        assert_eq!(ending(&topology), Some(Ending::Released));
+        assert_eq!(topology.apply(release(2, Some("x"))), Outcome::Done, "asked again");
+    }
+
+    #[test]
+    fn it_ends_with_its_node_and_follows_one_that_comes_back_empty() {
+        let mut topology = topology();
+        granted(&mut topology, 2, "x");
+        topology.apply(Command::Join(about("b", 21)));
+        let held = topology.leases.held.as_ref().map(|lease| lease.node);
+        assert_eq!(held, Some(NodeId(4)), "the same name, wiped");
+        topology.apply(Command::Join(about("c", 31)));
+        assert!(topology.leases.held.is_some());
+        let standing = Standing::Decommissioning;
+        topology.apply(Command::Stand { node: NodeId(4), standing });
+        assert!(topology.leases.held.is_some(), "its holder may still stop it");
+        topology.apply(Command::Remove(NodeId(4)));
+        assert_eq!(ending(&topology), Some(Ending::Removed));
+    }
+}

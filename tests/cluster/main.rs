@@ -13,6 +13,7 @@ mod datagrams;
 mod disks;
 mod eviction;
 mod failover;
+mod leases;
 mod links;
 mod memory;
 mod moves;

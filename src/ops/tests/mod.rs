@@ -244,6 +244,7 @@ fn serving() -> Status {
         wal: Wal { mode: "sync", segments: 3, failed: false },
         lost_udp: vec![],
         exposures: vec![],
+        outlook: Outlook { settled: true, moves_left: 0, eta: Some(Duration::ZERO) },
         stop_lease: None,
         readings: Readings {
             cache_size_bytes: 1000,

@@ -208,6 +208,10 @@ async fn the_cluster_is_this_node_alone_in_the_shape_of_the_contract() {
                 "total": 256, "healthy": 256, "under_replicated": 0, "catching_up": 0,
                 "moving": 0, "unavailable": 0,
             },
+            "settled": true,
+            "moves_left": 0,
+            "settled_eta_seconds": 0,
+            "stop_lease": null,
         })
     );
     assert_eq!(
@@ -217,6 +221,18 @@ async fn the_cluster_is_this_node_alone_in_the_shape_of_the_contract() {
             "state": "under_replicated", "positions": {"n1": {"epoch": 3, "seq": 99}},
         }]})
     );
+}
+
+#[tokio::test]
+async fn what_is_still_to_be_moved_is_told_and_when_it_may_be_done() {
+    let left = |eta| Outlook { settled: false, moves_left: 12, eta };
+    let node =
+        Arc::new(Fake::with(|status| status.outlook = left(Some(Duration::from_millis(90_500)))));
+    let body = get(&node, "/cluster").await.json();
+    assert_eq!((&body["settled"], &body["moves_left"]), (&json!(false), &json!(12)));
+    assert_eq!(body["settled_eta_seconds"], 90);
+    node.status.lock().outlook = left(None);
+    assert_eq!(get(&node, "/cluster").await.json()["settled_eta_seconds"], Value::Null);
 }
 
 fn member(node_id: &str, status: MemberStatus, leader: bool) -> Member {

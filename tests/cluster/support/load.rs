@@ -39,10 +39,16 @@ pub(crate) struct Targets {
 
 impl Targets {
     pub(crate) fn of(cluster: &Cluster) -> Arc<Self> {
-        let down = cluster.nodes.iter().map(|_| AtomicBool::new(false)).collect();
-        let targets = Self { urls: RwLock::default(), down };
+        let targets = Self::of_ops(cluster);
         targets.follow(cluster);
         Arc::new(targets)
+    }
+
+    /// The nodes as operators reach them.
+    pub(crate) fn of_ops(cluster: &Cluster) -> Self {
+        let down = cluster.nodes.iter().map(|_| AtomicBool::new(false)).collect();
+        let urls = cluster.nodes.iter().map(|node| node.ops_url("")).collect();
+        Self { urls: RwLock::new(urls), down }
     }
 
     /// The nodes are where the cluster has them now.
