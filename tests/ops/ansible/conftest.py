@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import host
+import packages
 from control import Control, tool
-from node import ROOT
+from node import ROOT, build_dir
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +60,10 @@ def cluster(control):
     return control
 
 
+@pytest.fixture(scope="session")
+def another_build(package, tmp_path_factory):
+    """A package of a later version, with a program that was really built otherwise."""
+    build = ["cargo", "build", "--locked", "--quiet", "--bin", "aegiskv"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    into, program = tmp_path_factory.mktemp("other"), build_dir() / "debug/aegiskv"
+    return packages.repack(package, "9.0.0-1", into, program, tail=b"another build")

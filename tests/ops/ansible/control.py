@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -32,6 +33,9 @@ class Control:
         self.secrets = directory / "aegiskv-secrets"
         self.members = ["kv1", "kv2", "kv3"]
         self.per_host = {}
+        # All that playbooks have printed.
+        self.outputs = []
+        self.extra_environment = {}
         self.vars = {
             "ansible_ssh_common_args": f"-F {lab.ssh_config}",
             "ansible_user": "root",
@@ -53,6 +57,7 @@ class Control:
             timeout=PLAY_SECONDS_MAX,
             **options_of_run,
         )
+        self.outputs.append(done.stdout + done.stderr)
         if check and done.returncode != 0:
             raise host.Failed(playbook, done)
         return Played(done)
@@ -67,6 +72,7 @@ class Control:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def command(self, playbook, *options):
@@ -75,7 +81,7 @@ class Control:
         return [tool("ansible-playbook"), "-i", str(self.inventory), str(name), *options]
 
     def environment(self):
-        return {
+        return self.extra_environment | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self.dir),
             "LC_ALL": "C.UTF-8",
@@ -124,3 +130,23 @@ class Played:
 def operations(machine, path):
     """The JSON that a node's operations port answers with on its own host."""
     return json.loads(machine.run(f"curl -sS localhost:7702{path}"))
+
+
+def eventually(holds, seconds=20):
+    """Asks again until it holds; returns what was said last."""
+    deadline = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return held
+
+
+def lease(machine):
+    """The stop lease, as a node on its own host tells of it."""
+    token = '-H "Authorization: Bearer $(cat /etc/aegiskv/token)"'
+    return json.loads(machine.run(f"curl -sS {token} localhost:7702/admin/stop-lease"))["lease"]
+
+
+def pids(control):
+    """The process of each member."""
+    read = "systemctl show -P MainPID aegiskv"
+    return {name: control.hosts[name].run(read).strip() for name in control.members}

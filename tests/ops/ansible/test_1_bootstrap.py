@@ -5,7 +5,7 @@ import re
 import pytest
 
 import host
-from control import operations
+from control import eventually, operations
 
 CHANGED_VALUE = 96
 
@@ -52,6 +52,27 @@ def test_each_node_serves_over_tls_with_the_token(control, name):
     assert host.call(*with_ca, *code, url) == "401"
     with pytest.raises(host.Failed, match="certificate"):
         host.call("curl", "-sS", "--max-time", "10", "-H", token, url)
+
+
+def test_each_port_is_open_to_those_it_is_for_and_closed_to_others(control, lab):
+    """kv4 is no member yet, and no monitor; this machine is a monitor."""
+    node = control.hosts["kv1"]
+    assert reaches(control.hosts["kv2"], node.address, 7701)
+    assert not reaches(control.hosts["kv4"], node.address, 7701)
+    assert reaches(control.hosts["kv4"], node.address, 7700)
+    assert not reaches(control.hosts["kv4"], node.address, 7702)
+    assert host.call("curl", "-sS", "--max-time", "3", f"http://{node.address}:7702/live")
+    # What comes in by UDP and is nonsense is counted.
+    before = refusals(node)
+    send = "import socket; [socket.socket(2, 2).sendto(b'nonsense', ('{}', 7701)) for _ in range(20)]"
+    control.hosts["kv4"].run(f'python3 -c "{send.format(node.address)}"')
+    assert refusals(node) == before
+    control.hosts["kv2"].run(f'python3 -c "{send.format(node.address)}"')
+    assert eventually(lambda: refusals(node) > before)
+    # The rules come back with the host's own, whatever happens to those.
+    node.run("systemctl restart nftables")
+    assert not reaches(control.hosts["kv4"], node.address, 7701)
+    assert reaches(control.hosts["kv2"], node.address, 7701)
 
 
 def test_keys_are_their_own_and_secrets_are_the_same(control):
@@ -105,6 +126,19 @@ def test_a_mistake_in_a_setting_is_named_before_anything_is_written(control):
     assert played.code != 0
     assert "max_memory_mb" in " ".join(played.why)
     assert control.hosts["kv1"].run("cat /etc/aegiskv/conf.d/50-ansible.json") == before
+
+
+def reaches(machine, address, port):
+    connect = f"import socket; socket.create_connection(('{address}', {port}), 2).close()"
+    return machine.run(f'python3 -c "{connect}"', check=False).returncode == 0
+
+
+def refusals(machine):
+    """How many datagrams of strangers a node has refused."""
+    found = re.findall(
+        r"^aegis_peer_refusals_total{[^}]*} (\d+)", machine.run("curl -sS localhost:7702/metrics"), re.M
+    )
+    return sum(map(int, found))
 
 
 def state(machine):

@@ -1,24 +1,10 @@
 """Members are stopped one after the other, under load, and nobody notices."""
 
-import json
 import re
-import subprocess
-
-import pytest
 
 import packages
-from control import operations
+from control import lease, operations, pids
 from load import Load
-from node import ROOT, build_dir
-
-
-@pytest.fixture(scope="module")
-def another_build(package, tmp_path_factory):
-    """A package of a later version, with a program that was really built otherwise."""
-    build = ["cargo", "build", "--locked", "--quiet", "--bin", "aegiskv"]
-    subprocess.run(build, cwd=ROOT, check=True)
-    into, program = tmp_path_factory.mktemp("other"), build_dir() / "debug/aegiskv"
-    return packages.repack(package, "9.0.0-1", into, program, tail=b"another build")
 
 
 def test_a_rolling_restart_is_not_noticed(cluster):
@@ -31,7 +17,7 @@ def test_a_rolling_restart_is_not_noticed(cluster):
     after = pids(cluster)
     assert all(before[name] != after[name] for name in cluster.members)
     assert load.seen_down == {cluster.hosts[name].address for name in cluster.members}
-    assert lease(cluster) is None
+    assert lease(cluster.hosts["kv1"]) is None
     leader = operations(cluster.hosts["kv1"], "/cluster")["leader"]
     assert restarted(played)[-1] != restarted(played)[0]
     assert leader in cluster.members
@@ -51,7 +37,7 @@ def test_a_changed_setting_that_wants_a_restart_goes_the_same_way(cluster):
     for name in cluster.members:
         assert operations(cluster.hosts[name], "/config")["wal_max_size_mb"]["value"] == 32
         assert before[name] != after[name]
-    assert lease(cluster) is None
+    assert lease(cluster.hosts["kv1"]) is None
 
 
 def test_a_changed_setting_that_a_reload_applies_restarts_nothing(cluster):
@@ -79,7 +65,7 @@ def test_an_upgrade_and_the_way_back(cluster, package, another_build):
             assert (installed == "9.0.0-1") == (version == "9.0.0-1")
             machine.run("cmp /usr/bin/aegiskv /proc/$(pidof aegiskv)/exe")
             programs[file] = machine.run("sha256sum </usr/bin/aegiskv")
-        assert lease(cluster) is None
+        assert lease(cluster.hosts["kv1"]) is None
     assert programs[another_build] != programs[package]
 
 
@@ -109,14 +95,7 @@ def test_a_canary_that_does_not_start_is_backed_out(cluster, package, tmp_path):
         assert machine.run("dpkg-query -W -f '${Version}' aegiskv") != "9.0.1-1"
         assert (after[name] != before[name]) == (name == canary)
     assert operations(cluster.hosts["kv1"], "/cluster")["shards"]["healthy"] == 16
-    assert lease(cluster) is None
-
-
-def pids(cluster):
-    return {
-        name: cluster.hosts[name].run("systemctl show -P MainPID aegiskv").strip()
-        for name in cluster.members
-    }
+    assert lease(cluster.hosts["kv1"]) is None
 
 
 def restarted(played):
@@ -124,12 +103,3 @@ def restarted(played):
     blocks = re.findall(r"TASK \[[^]]*: Restart the node\] \*+\n(?:changed|ok): \[(\w+)\]", played.out)
     assert blocks
     return blocks
-
-
-def lease(cluster):
-    """Who holds the stop lease."""
-    said = cluster.hosts["kv1"].run(
-        'curl -sS -H "Authorization: Bearer $(cat /etc/aegiskv/token)" '
-        "localhost:7702/admin/stop-lease"
-    )
-    return json.loads(said)["lease"]

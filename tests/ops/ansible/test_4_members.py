@@ -3,14 +3,14 @@
 import json
 
 import host
-from control import operations
+from control import operations, pids
 from load import Load
 
 
 def test_secrets_rotate_without_a_moment_in_which_somebody_is_locked_out(cluster):
     before = {name: cluster.secret(name) for name in ("token", "gossip-secret")}
     certificates = fingerprints(cluster)
-    pids = processes(cluster)
+    before_it = pids(cluster)
 
     with Load(cluster) as load:
         # As long as both are accepted, clients are given the new one.
@@ -25,7 +25,7 @@ def test_secrets_rotate_without_a_moment_in_which_somebody_is_locked_out(cluster
         for member in cluster.members:
             on_node = cluster.hosts[member].run(f"cat /etc/aegiskv/{name}")
             assert on_node.split() == [cluster.secret(name)]
-    assert processes(cluster) == pids
+    assert pids(cluster) == before_it
     assert fingerprints(cluster).isdisjoint(certificates)
     assert answered(cluster, before["token"]) == "401"
     assert answered(cluster, cluster.secret("token")) == "200"
@@ -144,11 +144,6 @@ def content(file):
 def fingerprints(cluster):
     read = "openssl x509 -in /etc/aegiskv/tls/node.crt -noout -fingerprint -sha256"
     return {cluster.hosts[name].run(read) for name in cluster.members}
-
-
-def processes(cluster):
-    read = "systemctl show -P MainPID aegiskv"
-    return [cluster.hosts[name].run(read) for name in cluster.members]
 
 
 def answered(cluster, token):

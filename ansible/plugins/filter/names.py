@@ -13,6 +13,14 @@ def with_port(address, port):
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def after(names, name):
+    """The names behind this one, and then those before it."""
+    if name not in names:
+        return list(names)
+    place = names.index(name)
+    return [*names[place + 1 :], *names[:place]]
+
+
 class FilterModule:
     def filters(self):
-        return {"with_port": with_port}
+        return {"with_port": with_port, "after": after}
