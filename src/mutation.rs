@@ -65,7 +65,7 @@ pub enum Mutation {
     GoneUnasked,
     /// A shard has lost its majority when that seems failed, gone or not.
     FailedIsGone,
-    /// The stop lease is granted whoever holds it.
+    /// The stop lease is granted whoever holds it, and whatever was judged.
     LeaseUncompared,
     /// The stop lease is granted by what was judged in an earlier topology.
     LeaseJudgedEarlier,

@@ -13,6 +13,7 @@ mod draft;
 mod exit;
 mod flags;
 mod kv;
+mod lease;
 mod list;
 mod log;
 mod node;

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use super::client::{Client, escape};
 use super::connection::Connection;
 use super::exit::{Exit, output};
+use super::lease::{Look, MayStop, Release};
 
 /// Takes nodes out of service, for a while or for good
 #[derive(Args, Debug)]
@@ -47,6 +48,16 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Asks for leave to stop a node; code 1 if it is not safe, or somebody else has leave
+    ///
+    /// One node of the cluster at a time may be stopped. The lease is over once the node was stopped
+    /// and has all its copies again, when it is given back, or when its time is over. Ask right before
+    /// you stop the node; asking again renews it.
+    MayStop(MayStop),
+    /// Shows who has leave to stop which node
+    Lease(Look),
+    /// Gives leave to stop a node back
+    Release(Release),
     /// Re-founds a cluster from this machine's data when most of its voters are gone for good
     ///
     /// The node must not run. It becomes the only member; what it lacks of what others had
@@ -69,6 +80,9 @@ impl Node {
             | Command::Decommission { connection, .. }
             | Command::Recommission { connection, .. }
             | Command::Remove { connection, .. } => Some(connection),
+            Command::MayStop(MayStop { connection, .. })
+            | Command::Lease(Look { connection, .. })
+            | Command::Release(Release { connection, .. }) => Some(connection),
             Command::Recover { .. } => None,
         }
     }
@@ -83,6 +97,9 @@ impl Node {
                 ask(&connection, &of_node(&id, "recommission")).await
             }
             Command::Remove { id, connection } => ask(&connection, &of_node(&id, "remove")).await,
+            Command::MayStop(may_stop) => may_stop.run().await,
+            Command::Lease(look) => look.run().await,
+            Command::Release(release) => release.run().await,
             Command::Recover { others_are_gone: false, .. } => bail!(
                 "this strikes all other nodes off; if they are gone for good, say \
                  --others-are-gone"

@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use super::client::{self, Client};
 use super::connection::Connection;
 use super::exit::{Exit, in_words, note, output};
+use super::lease;
 
 /// Clears a terminal and goes to its first line (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -145,13 +146,30 @@ fn tables(cluster: &Json) -> String {
     }));
     counts.add_row(COUNT_COLUMNS.iter().map(|name| cell(&cluster["shards"][*name])));
     format!(
-        "cluster {}  epoch {}  {}\n\n{}\n\n{}\n",
+        "cluster {}  epoch {}  {}\n{}\n{}\n\n{}\n",
         cell(&cluster["cluster_id"]),
         cell(&cluster["epoch"]),
         leadership(cluster),
+        news(cluster),
         tidy(&members),
         tidy(&counts)
     )
+}
+
+/// A line each for the stop lease and for what is still to be moved, if there is either.
+fn news(cluster: &Json) -> String {
+    let mut lines = String::new();
+    if cluster["stop_lease"].is_object() {
+        lines += &format!("{}\n", lease::held(&cluster["stop_lease"]));
+    }
+    let left = cluster["moves_left"].as_u64().filter(|left| *left > 0);
+    if let Some(left) = left {
+        let eta = cluster["settled_eta_seconds"].as_u64().map(Duration::from_secs);
+        let eta = eta.map(|eta| format!(", in about {}", humantime::format_duration(eta)));
+        lines +=
+            &format!("{left} copies and primaries are still to move{}\n", eta.unwrap_or_default());
+    }
+    lines
 }
 
 /// Who leads the topology, or that nobody does.
@@ -257,6 +275,28 @@ mod tests {
         assert_eq!(lines[4], ["kv2", "dead", address, "-", "-", "0.1.0", "256", "86"]);
         assert_eq!(lines[7], ["256", "250", "6", "0", "0", "0"]);
         assert!(text.lines().all(|line| line.trim_end() == line), "no blanks at the ends");
+    }
+
+    #[test]
+    fn the_stop_lease_and_moves_to_come_are_told_if_there_are_any() {
+        let mut cluster = json!({
+            "cluster_id": "c1", "epoch": 4, "leader": "kv1", "members": [], "shards": {},
+            "settled": false, "moves_left": 12, "settled_eta_seconds": 90,
+            "stop_lease": {
+                "node_id": "kv2", "holder": "ops@host",
+                "since": "2026-11-28T15:00:00Z", "until": "2026-11-28T15:30:00Z",
+            },
+        });
+        let told = tables(&cluster);
+        assert!(told.starts_with(
+            "cluster c1  epoch 4  leader kv1\n\
+             ops@host has leave to stop kv2 since 2026-11-28T15:00:00Z, until 2026-11-28T15:30:00Z\n\
+             12 copies and primaries are still to move, in about 1m 30s\n\n"
+        ), "{told}");
+        cluster["settled_eta_seconds"] = Json::Null;
+        assert!(tables(&cluster).contains("still to move\n"));
+        (cluster["moves_left"], cluster["stop_lease"]) = (json!(0), Json::Null);
+        assert!(tables(&cluster).starts_with("cluster c1  epoch 4  leader kv1\n\nNODE"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
 mod disks;
+mod leases;
 mod ways;
 
 use std::time::Duration;

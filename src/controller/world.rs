@@ -4,20 +4,25 @@
 
 #[path = "world/network.rs"]
 mod network;
+#[path = "world/reports.rs"]
+mod reports;
+#[path = "world/tools.rs"]
+mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sight::{Break, Inquiry, Link, Report, Role, Seems, Seen, ShardReport, Sight};
+use super::sight::{Inquiry, Report};
 use super::{Controller, Failure, Note, Settings, ShardState, UncleanRecovery, shard_states};
-use crate::entry::{Position, ShardId};
+use crate::entry::Position;
 use crate::topology::{
     Announcement, Change, Cluster, Command, Configuration, Copies, NodeId, Outcome, Seat, Standing,
     Topology,
 };
 
 pub(super) use network::Way;
+pub(super) use tools::Tools;
 
 pub(super) const STEP: Duration = Duration::from_millis(100);
 
@@ -39,6 +44,8 @@ struct Process {
     slandered_since: Option<Duration>,
     /// It lives where nobody looks for it, unless asked everywhere.
     misplaced_since: Option<Duration>,
+    /// How often it was started again.
+    run: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +85,8 @@ pub(super) struct World {
     committed: Vec<Position>,
     leader: NodeId,
     next_life: u64,
+    /// Those who stop nodes, with leave.
+    pub(super) tools: Tools,
     /// When something last happened to a process, or to connections.
     shaken_at: Duration,
 }
@@ -118,6 +127,7 @@ impl World {
             committed: vec![Position::default(); shards],
             leader: founder,
             next_life: 2,
+            tools: Tools::default(),
             shaken_at: Duration::ZERO,
         }
     }
@@ -163,6 +173,7 @@ impl World {
         if process.down_since.take().is_none() {
             return;
         }
+        process.run += 1;
         if memory != Memory::Kept {
             let mut about = self.topology.members[&NodeId(node)].about.clone();
             let (old, life) = (about.life, self.new_life());
@@ -250,6 +261,7 @@ impl World {
 
     pub(super) fn step(&mut self) {
         self.now += STEP;
+        self.work_with_tools();
         self.hear_answers();
         if !self.is_down(self.leader) && !self.has_majority(self.leader) {
             self.elect();
@@ -271,6 +283,7 @@ impl World {
                 let all = Outcome::Configured(changes.len());
                 assert_eq!(self.topology.apply(command), all);
             }
+            self.end_lease(plan.lease);
         }
         (0..self.active.len()).for_each(|shard| self.progress(shard));
         let named = |topology: &Topology, seat: Seat, shard: u16| {
@@ -454,116 +467,6 @@ impl World {
         let is_linked = self.cuts.is_empty() && process.misplaced_since.is_none();
         let told_after = STEP * if is_linked { 20 } else { 31 };
         silent_since.is_some_and(|since| self.now >= since + told_after)
-    }
-
-    pub(super) fn sight(&mut self) -> Sight {
-        let members: Vec<NodeId> = self.topology.members.keys().copied().collect();
-        let reached = self.reached_from(self.leader);
-        for node in &members {
-            if reached.contains(node) {
-                let report = self.report(*node, &members);
-                self.reports.insert(*node, Arc::new(report));
-            }
-        }
-        let seen = |node: &NodeId| (*node, self.seen(*node));
-        let others = members.iter().filter(|node| **node != self.leader);
-        let alive = others.map(seen).collect();
-        let (reports, inquiries) = (self.reports.clone(), self.inquiries.clone());
-        Sight { now: self.now, me: self.leader, alive, reports, inquiries, leased: None }
-    }
-
-    /// Suspect after half a second of silence, dead after two.
-    fn seen(&self, node: NodeId) -> Seen {
-        let silent_since = self.silent_since(node);
-        let silent = silent_since.map_or(Duration::ZERO, |since| self.now - since);
-        let state = match silent.as_millis() {
-            2_000.. => Seems::Dead,
-            500.. => Seems::Suspect,
-            _ => Seems::Alive,
-        };
-        Seen { state, since: silent_since.map_or(self.now, |since| since + STEP * 20) }
-    }
-
-    /// Since when the leader's gossip has not heard a node, itself or through others.
-    fn silent_since(&self, node: NodeId) -> Option<Duration> {
-        if self.has_for_alive(self.leader, node) {
-            return None;
-        }
-        let process = &self.processes[&node];
-        let down = process.down_since.or(process.hung_since);
-        let cut = self.cuts.iter().filter(|((way, ..), _)| *way == Way::Udp).map(|(_, at)| *at);
-        let unfound = process.slandered_since.max(process.misplaced_since);
-        // Whatever is cut after it went down makes nobody hear it once more.
-        down.or(cut.max().max(unfound)).or(Some(self.now))
-    }
-
-    fn report(&self, node: NodeId, members: &[NodeId]) -> Report {
-        let life = self.topology.members[&node].about.life;
-        let link = |other: &NodeId| {
-            let process = &self.processes[other];
-            let dial = self.cuts.get(&(Way::Dial, node, *other)).copied();
-            let cut = self.cut_since(Way::Tcp, node, *other).or(dial);
-            let silent = [process.hung_since, process.misplaced_since, cut];
-            let silent = silent.into_iter().flatten().min().map(|since| since + STEP * 12);
-            let silent = silent.filter(|since| self.now >= *since);
-            let (why, since) = match (process.down_since, silent) {
-                (_, Some(since)) => (Break::Silent, since),
-                (Some(since), None) => (Break::Refused, since),
-                (None, None) => return (*other, Link::Up),
-            };
-            let for_ms = (self.now - since).as_millis() as u32;
-            (*other, Link::Down { why, for_ms })
-        };
-        let others = members.iter().filter(|other| **other != node);
-        let seat = Seat { node, life };
-        let shards =
-            (0..self.active.len()).filter_map(|shard| self.shard_report(seat, shard)).collect();
-        Report {
-            at: self.now,
-            life,
-            reachable: others.map(link).collect(),
-            clock_offset_ms: self.processes[&node].clock_offset_ms,
-            hears: members
-                .iter()
-                .copied()
-                .filter(|other| *other != node && self.has_for_alive(node, *other))
-                .collect(),
-            disk_delay_ms: self.processes[&node].disk_delay_ms,
-            shards,
-        }
-    }
-
-    fn shard_report(&self, seat: Seat, shard: usize) -> Option<ShardReport> {
-        let configuration = &self.topology.shards[shard];
-        let number = shard as u16;
-        let copy = self.copies.get(&(seat, number));
-        let copy = match copy {
-            Some(copy) => *copy,
-            None if configuration.names(seat) => Copy::default(),
-            None => return None,
-        };
-        let leads = configuration.primary == seat;
-        let is_active = leads && self.active[shard] == configuration.epoch;
-        let acknowledged = |other: &Seat| {
-            let copy = self.copies.get(&(*other, number)).copied().unwrap_or_default();
-            (*other, if copy.vouches { copy.last.seq } else { 0 })
-        };
-        let others = configuration.seats().into_iter().filter(|other| *other != seat);
-        let copies =
-            if is_active { others.map(|other| acknowledged(&other)).collect() } else { Vec::new() };
-        Some(ShardReport {
-            shard: ShardId(number),
-            epoch: configuration.epoch,
-            last: copy.last,
-            role: match (leads, is_active) {
-                (_, true) => Role::Active,
-                (true, _) => Role::TakingOver,
-                _ => Role::Follower,
-            },
-            copies,
-            committed: self.committed[shard].seq,
-            vouches: copy.vouches,
-        })
     }
 
     pub(super) fn states(&mut self) -> Vec<ShardState> {

@@ -169,9 +169,26 @@ fn the_page_of_all_metrics_says_what_the_code_says() {
 }
 
 #[test]
+fn the_stop_lease_is_shown_while_it_is_held_and_never_two() {
+    let metrics = Metrics::new();
+    let shown = |lease: Option<(&str, &str)>| {
+        let stop_lease = lease.map(|(node, holder)| (node.to_owned(), holder.to_owned()));
+        let text = metrics.render(&Readings { stop_lease, ..Readings::default() });
+        let lines = text.lines().filter(|line| line.starts_with("aegis_stop_lease{"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(shown(None).is_empty());
+    let first = shown(Some(("kv2", "a \"b\"")));
+    assert_eq!(first, ["aegis_stop_lease{holder=\"a \\\"b\\\"\",node=\"kv2\"} 1"]);
+    assert_eq!(shown(Some(("kv3", "c"))), ["aegis_stop_lease{holder=\"c\",node=\"kv3\"} 1"]);
+    assert!(shown(None).is_empty());
+}
+
+#[test]
 fn what_is_rendered_is_what_is_declared() {
     let metrics = Metrics::new();
     let text = metrics.render(&Readings {
+        stop_lease: Some(("kv2".to_owned(), "ops".to_owned())),
         tls_cert_expiry: Some(Timestamp(1)),
         snapshot_duration: Some(Duration::ZERO),
         snapshot_finished_at: Some(Timestamp(1)),

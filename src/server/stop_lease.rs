@@ -297,12 +297,20 @@ impl Cluster {
         name: &str,
         holder: Option<&str>,
     ) -> Result<Option<ops::Lease>, LeaseRefusal> {
-        let topology = self.agreed_topology().await?;
+        let is_held = |topology: &Topology| {
+            let held = topology.leases.held.as_ref();
+            held.is_some_and(|held| topology.name(held.node) == name)
+        };
+        let mut topology = self.topology_now();
+        if !is_held(&topology) {
+            // That nothing is held is said only by what all agree on.
+            topology = self.agreed_topology().await?;
+        }
         let Some(member) = topology.member_named(name) else {
             return Err(LeaseRefusal::Unknown(name.to_owned()));
         };
         let node = member.node;
-        let Some(held) = topology.leases.held.as_ref().filter(|held| held.node == node) else {
+        let Some(held) = topology.leases.held.as_ref().filter(|_| is_held(&topology)) else {
             return Ok(None);
         };
         let step = LeaseStep::Release { node, holder: holder.map(str::to_owned) };

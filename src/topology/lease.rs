@@ -153,8 +153,8 @@ impl Topology {
         if let Some(other) = other.filter(|_| !mutated!(LeaseUncompared)) {
             return Some(Rejection::Leased(Box::new(other.clone())));
         }
-        let is_outdated = revision != self.revision && !mutated!(LeaseJudgedEarlier);
-        is_outdated.then_some(Rejection::Outdated)
+        let is_judged = revision == self.revision || mutated!(LeaseJudgedEarlier);
+        (!is_judged && !mutated!(LeaseUncompared)).then_some(Rejection::Outdated)
     }
 
     fn end_this_lease(&mut self, id: u64, renewals: u64, how: Ending) -> Outcome {

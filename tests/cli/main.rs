@@ -5,6 +5,7 @@ mod clients;
 mod dev;
 mod documents;
 mod files;
+mod leases;
 mod offline;
 mod program;
 mod server;

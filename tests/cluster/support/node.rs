@@ -106,12 +106,19 @@ impl Node {
 
     /// What `aegiskv status` says of it.
     pub(crate) fn status(&self) -> String {
+        let (code, out, err) = self.command(&["status"]);
+        assert_eq!(code, 0, "{err}");
+        out
+    }
+
+    /// A command of `aegiskv` to it: the code, standard output and standard error.
+    pub(crate) fn command(&self, arguments: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aegiskv"));
-        command.args(["status", "--ops-addr", &format!("{}:{OPS_PORT}", self.host)]);
+        command.args(arguments).args(["--ops-addr", &format!("{}:{OPS_PORT}", self.host)]);
         command.args(["--addr", &self.client_addr()]);
         let done = command.output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (done.status.code().unwrap(), text(done.stdout), text(done.stderr))
     }
 
     /// Has what `slow_disk` made preloaded from the next start on.
