@@ -85,19 +85,14 @@ WantedBy=multi-user.target nftables.service
         table, accepts = self._table(doors), self._accepts(doors, ruleset)
         todo = []
         if not self._is_loaded(table, ruleset):
-            todo.append(("load the table inet aegiskv", lambda: self._load(table)))
+            todo.append(("load the table inet aegiskv", lambda: self._feed(table)))
+        todo += self._writes(self.table_file, table) + self._writes(self.unit_file, self.unit)
+        # Started before the rules for others' chains are written, lest it add them a second time.
+        if not self._is_enabled():
+            todo.append(("enable aegiskv-firewall.service", self._enable))
         todo += self._obsolete(doors, ruleset)
         todo += [(f"nft {rule}", lambda rule=rule: self._feed(rule)) for rule in accepts["new"]]
-        for path, text in (
-            (self.table_file, table),
-            (self.accepts_file, "".join(f"{rule}\n" for rule in accepts["all"])),
-            (self.unit_file, self.unit),
-        ):
-            if content(path) != text:
-                todo.append((f"write {path}", lambda path=path, text=text: write(path, text)))
-        if any(what == f"write {self.unit_file}" for what, _do in todo):
-            todo.append(("enable aegiskv-firewall.service", self._enable))
-        return todo
+        return todo + self._writes(self.accepts_file, "".join(f"{r}\n" for r in accepts["all"]))
 
     def removals(self):
         ruleset = json.loads(self.run(["nft", "-j", "list", "ruleset"]))["nftables"]
@@ -188,14 +183,21 @@ WantedBy=multi-user.target nftables.service
         if f'comment "{digest}"' not in self.run(["nft", "list", "table", "inet", MARK]):
             return False
         rules = [item for item in ruleset if self._is_ours_in(item.get("rule", {}))]
-        return len(rules) == sum(line.startswith("        ") and line.endswith(("accept", "drop")) for line in table.splitlines())
+        wanted = [line for line in table.splitlines() if line.endswith(("accept", "drop"))]
+        return len(rules) == len(wanted)
 
-    def _load(self, table):
-        self._feed(table)
+    @staticmethod
+    def _writes(path, text):
+        return [] if content(path) == text else [(f"write {path}", lambda: write(path, text))]
+
+    def _is_enabled(self):
+        unit = "aegiskv-firewall.service"
+        asked = (["systemctl", word, unit] for word in ("is-enabled", "is-active"))
+        return all(self.run(command, check=False) is not None for command in asked)
 
     def _enable(self):
         self.run(["systemctl", "daemon-reload"])
-        self.run(["systemctl", "enable", "aegiskv-firewall.service"])
+        self.run(["systemctl", "enable", "--now", "aegiskv-firewall.service"])
 
     def _feed(self, script):
         self.run(["nft", "-f", "-"], data=script)
@@ -319,9 +321,7 @@ class Firewalld:
                 f"firewalld's zone {zone} lets everything in, so rules would close nothing; make "
                 "another zone the default one"
             )
-        return self._to(
-            [self._rule(door, *way) for door in doors for way in self._ways(door)]
-        )
+        return self._to([self._rule(door, *way) for door in doors for way in self._ways(door)])
 
     def removals(self):
         return self._to([])
@@ -331,8 +331,9 @@ class Firewalld:
         for kept in ([], ["--permanent"]):
             listed = self.run(["firewall-cmd", *kept, "--list-rich-rules"]).splitlines()
             present = [rule for rule in listed if f'priority="{self.priority}"' in rule]
-            todo += [(f"remove {rule}", self._doing(kept, "remove", rule)) for rule in present if rule not in wanted]
-            todo += [(f"add {rule}", self._doing(kept, "add", rule)) for rule in wanted if rule not in present]
+            for what, rules, others in (("remove", present, wanted), ("add", wanted, present)):
+                missing = (rule for rule in rules if rule not in others)
+                todo += [(f"{what} {rule}", self._doing(kept, what, rule)) for rule in missing]
         return todo
 
     def _doing(self, kept, what, rule):

@@ -14,7 +14,10 @@ NFT_RULES = """\
 #!/usr/sbin/nft -f
 flush ruleset
 table inet filter {
-    set blocked { type ipv4_addr; elements = { 192.0.2.1 } }
+    set blocked {
+        type ipv4_addr
+        elements = { 192.0.2.1 }
+    }
     chain input {
         type filter hook input priority filter; policy drop;
         ct state established,related accept
@@ -22,9 +25,15 @@ table inet filter {
         ip saddr @blocked drop
         tcp dport 22 accept comment "ssh"
     }
-    chain forward { type filter hook forward priority filter; policy drop; }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+    }
 }
-table ip nat { chain post { type nat hook postrouting priority srcnat; } }
+table ip nat {
+    chain post {
+        type nat hook postrouting priority srcnat; policy accept;
+    }
+}
 """
 PLAYBOOK = [
     {
@@ -55,7 +64,8 @@ def guarded(collections, tmp_path_factory):
         nftables.run("systemctl enable --now nftables")
         install(ufw, "ufw", archives)
         ufw.run("ufw allow 22/tcp comment 'ssh'; ufw deny from 192.0.2.1; ufw --force enable")
-        install(firewalld, "firewalld", archives)
+        # It wants to know protocols by name.
+        install(firewalld, "firewalld netbase", archives)
         firewalld.run("systemctl enable --now firewalld; firewall-cmd --permanent --add-service=ssh")
         firewalld.run("firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=192.0.2.1 drop'")
         # Only in force, and not kept: a reload would take it away.
@@ -66,15 +76,15 @@ def guarded(collections, tmp_path_factory):
         yield control
 
 
-def install(machine, package, archives):
-    """Installs a package of Debian's on a host, which does not reach the archive by itself."""
+def install(machine, packages, archives):
+    """Installs packages of Debian's on a host, which does not reach the archive itself."""
     status = f"Dir::State::status={host.base()}/var/lib/dpkg/status"
     into = f"Dir::Cache::archives={archives}"
     archives.joinpath("partial").mkdir(exist_ok=True)
     for left in archives.glob("*.deb"):
         left.unlink()
     apt = ["apt-get", "-qq", "-o", status, "-o", into, "-o", "APT::Sandbox::User=root"]
-    host.call(*apt, "--download-only", "--no-install-recommends", "-y", "install", package)
+    host.call(*apt, "--download-only", "--no-install-recommends", "-y", "install", *packages.split())
     for file in archives.glob("*.deb"):
         machine.send(file, f"/srv/{file.name}")
     machine.run("DEBIAN_FRONTEND=noninteractive dpkg -i /srv/*.deb")
