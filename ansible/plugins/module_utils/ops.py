@@ -61,6 +61,13 @@ class Ops:
             )
         return status, parsed
 
+    def text(self, path):
+        """What `GET` of a path is answered with, as text."""
+        status, answer = self._exchange("GET", path, None)
+        if status != 200:
+            raise OpsError(f"GET {self.url}{path} was answered with {status}: {in_words(answer)}")
+        return answer.decode("utf-8", "replace")
+
     def _exchange(self, method, path, body):
         headers = {"Accept": "application/json"}
         if self.token:

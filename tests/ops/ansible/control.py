@@ -36,6 +36,8 @@ class Control:
         # All that playbooks have printed.
         self.outputs = []
         self.extra_environment = {}
+        # All secrets that there ever were.
+        self.secrets_known = set()
         self.vars = {
             "ansible_ssh_common_args": f"-F {lab.ssh_config}",
             "ansible_user": "root",
@@ -58,6 +60,7 @@ class Control:
             **options_of_run,
         )
         self.outputs.append(done.stdout + done.stderr)
+        self._note_secrets()
         if check and done.returncode != 0:
             raise host.Failed(playbook, done)
         return Played(done)
@@ -98,6 +101,12 @@ class Control:
     @property
     def ca(self):
         return self.secrets / "ca.crt"
+
+    def _note_secrets(self):
+        for file in self.secrets.glob("*"):
+            if file.name.startswith(("token", "gossip-secret", "ca.key")):
+                lines = file.read_text().splitlines()
+                self.secrets_known.update(line for line in lines if "---" not in line and line)
 
     def _write_inventory(self):
         hosts = {

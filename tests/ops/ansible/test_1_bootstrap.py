@@ -21,8 +21,9 @@ def test_check_mode_on_empty_hosts_says_what_would_be_and_does_nothing(control):
     assert {name: state(machine) for name, machine in control.hosts.items()} == before
 
 
-def test_a_cluster_comes_of_one_command(control):
-    control.play("bootstrap")
+def test_a_cluster_comes_of_one_command(control, command_lines):
+    # Said as loudly as can be: a later test looks for secrets in it.
+    control.play("bootstrap", "-vvv", "--diff")
 
     for name in control.members:
         machine = control.hosts[name]
@@ -119,7 +120,7 @@ def test_a_mistake_in_a_setting_is_named_before_anything_is_written(control):
     before = control.hosts["kv1"].run("cat /etc/aegiskv/conf.d/50-ansible.json")
     control.vars["aegiskv_settings"]["max_memory"] = 1
     try:
-        played = control.play("bootstrap", check=False)
+        played = control.play("bootstrap", "-vvv", "--diff", check=False)
     finally:
         del control.vars["aegiskv_settings"]["max_memory"]
 

@@ -1,22 +1,26 @@
 """Secrets rotate, members come and go, data are lost and restored. The tests run in this order."""
 
 import json
+import tarfile
 
 import host
 from control import operations, pids
 from load import Load
 
 
-def test_secrets_rotate_without_a_moment_in_which_somebody_is_locked_out(cluster):
+def test_secrets_rotate_without_a_moment_in_which_somebody_is_locked_out(cluster, command_lines):
+    # As in a pipeline, and as loudly as can be: a later test looks for secrets in it.
+    cluster.extra_environment["CI"] = "true"
+    loud = ("-vvv", "--diff")
     before = {name: cluster.secret(name) for name in ("token", "gossip-secret")}
     certificates = fingerprints(cluster)
     before_it = pids(cluster)
 
     with Load(cluster) as load:
         # As long as both are accepted, clients are given the new one.
-        cluster.play("rotate_secrets", "-e", "aegiskv_rotate_until=overlap")
+        cluster.play("rotate_secrets", *loud, "-e", "aegiskv_rotate_until=overlap")
         load.token = cluster.secret("token.next")
-        cluster.play("rotate_secrets")
+        cluster.play("rotate_secrets", *loud)
     load.check()
 
     for name in ("token", "gossip-secret"):
@@ -132,6 +136,29 @@ def test_what_was_backed_up_is_restored(cluster):
     assert content(after) == before
     for name in cluster.members:
         assert cluster.hosts[name].run("ls -d /tmp/*aegiskv; true") == ""
+
+
+def test_a_bundle_for_support_has_what_all_nodes_say(cluster):
+    cluster.hosts["kv2"].run("systemctl stop aegiskv")
+    try:
+        cluster.play("support_bundle")
+    finally:
+        cluster.hosts["kv2"].run("systemctl start aegiskv")
+
+    with tarfile.open(cluster.dir / "aegiskv-support.tar.gz") as archive:
+        files = {
+            member.name: archive.extractfile(member).read().decode()
+            for member in archive.getmembers()
+            if member.isfile()
+        }
+    of = "aegiskv-support/{}/{}".format
+    assert json.loads(files[of("kv1", "cluster.json")])["leader"]
+    assert json.loads(files[of("kv1", "config.json")])["node_id"]["value"] == "kv1"
+    assert "aegis_build_info" in files[of("kv3", "metrics.txt")]
+    assert "was not answered" in files[of("kv2", "cluster.json")]
+    assert "aegiskv" in files[of("kv2", "log.txt")]
+    everything = "".join(files.values())
+    assert not any(secret in everything for secret in cluster.secrets_known)
 
 
 def content(file):
