@@ -3,7 +3,10 @@
 import json
 import re
 import subprocess
+import sys
+from pathlib import Path
 
+import ansible_test
 import pytest
 import yaml
 
@@ -12,6 +15,22 @@ from node import ROOT
 
 HERE = ROOT / "ansible"
 ROLES = ("aegiskv", "firewall")
+SANITY = (
+    "action-plugin-docs",
+    "compile",
+    "empty-init",
+    "ignores",
+    "line-endings",
+    "no-assert",
+    "no-get-exception",
+    "no-illegal-filenames",
+    "no-smart-quotes",
+    "replace-urlopen",
+    "shebang",
+    "symlinks",
+    "use-argspec-type-path",
+    "use-compat-six",
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +53,47 @@ def test_the_linters_have_nothing_to_say(collections, command, tmp_path):
     program = [tool(command[0]), *command[1:]]
     done = subprocess.run(program, cwd=where, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_sanity_tests_that_need_nothing_from_elsewhere_pass(collections, tmp_path):
+    where = collections / "ansible_collections/aegiskv/cluster"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    command = [tool("ansible-test"), "sanity", "--python", version]
+    for name in SANITY:
+        command += ["--test", name]
+    environment = {"PATH": f"{tool('')}:/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=where, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Running sanity test") + done.stderr.count(
+        "Running sanity test"
+    ) >= len(SANITY)
+
+
+def test_modules_and_their_documentation_say_the_same(collections):
+    """As ansible-test's validate-modules has it; by itself that one wants to fetch pip."""
+    validator = Path(ansible_test.__file__).parent / "_util/controller/sanity/validate-modules"
+    where = collections / "ansible_collections/aegiskv/cluster"
+    modules = sorted(where.glob("plugins/modules/*.py"))
+    assert len(modules) > 10
+    done = subprocess.run(
+        [sys.executable, validator / "validate.py", "--format", "json", "--arg-spec"]
+        + ["--collection", "ansible_collections/aegiskv/cluster", "--collection-version", "0.1.0"]
+        + [str(module.relative_to(where)) for module in modules],
+        cwd=where,
+        env={"PYTHONPATH": f"{collections}:{validator}", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        text=True,
+        capture_output=True,
+    )
+    said = json.loads(done.stdout)
+    assert len(said) == len(modules)
+    # Ansible's own licence is asked for, which a collection need not have.
+    wrong = [
+        (module, error["msg"])
+        for module, found in said.items()
+        for error in found["errors"]
+        if error["code"] != "missing-gplv3-license"
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("role", ROLES)
