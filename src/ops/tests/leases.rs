@@ -242,3 +242,41 @@ async fn an_operating_system_is_refused_in_its_own_words() {
     let (status, kind, value) = in_protocol(&node, "/v1/steady-state", CLIENT).await;
     assert_eq!((status, kind.as_str(), value.as_str()), (503, "not_back", "node2 is not back"));
 }
+
+/// Everything that is answered on one connection to these bytes.
+async fn answered(bytes: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = Listener::bind(Config { addr: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
+    let addr = listener.local_addr();
+    let router = router(Arc::new(Fake::new()), Arc::new(Metrics::new()));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = tokio::spawn(listener.serve(router, stop.clone()));
+    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A connection that is reset because not all was read has said what it had to say.
+    let _ = stream.read_to_end(&mut answer).await;
+    stop.cancel();
+    serving.await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_body_ends_where_its_head_says_and_in_chunks_the_connection_ends_with_it() {
+    let body = r#"{"node_id":"node2","holder":"h"}"#;
+    let post = "POST /admin/stop-lease HTTP/1.1\r\nHost: localhost\r\n";
+    let next = "GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let of_length = |body: &str| format!("{post}Content-Length: {}\r\n\r\n{body}", body.len());
+    let answers = async |request: String| {
+        let text = answered(&format!("{request}{next}")).await;
+        let answers = text.split("HTTP/1.1 ").skip(1);
+        answers.map(|answer| answer[..3].parse::<u16>().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(of_length(body)).await, [200, 200]);
+    let chunked =
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    assert_eq!(answers(chunked).await, [200]);
+    // What is too long is not taken for the next request.
+    let long = format!("{}{}", " ".repeat(5_000), next.repeat(1_000));
+    assert_eq!(answers(of_length(&long)).await, [413]);
+}
