@@ -98,6 +98,12 @@ class Control:
     def secret(self, name):
         return (self.secrets / name).read_text().strip()
 
+    def bearer(self, token=None):
+        """Options of curl that show a token, from a file: command lines are searched for secrets."""
+        file = self.dir / "header"
+        file.write_text(f"Authorization: Bearer {token or self.secret('token')}")
+        return ["-H", f"@{file}"]
+
     @property
     def ca(self):
         return self.secrets / "ca.crt"
@@ -149,10 +155,11 @@ def eventually(holds, seconds=20):
     return held
 
 
-def lease(machine):
-    """The stop lease, as a node on its own host tells of it."""
-    token = '-H "Authorization: Bearer $(cat /etc/aegiskv/token)"'
-    return json.loads(machine.run(f"curl -sS {token} localhost:7702/admin/stop-lease"))["lease"]
+def lease(machine, options=""):
+    """The stop lease, as a node on its own host tells of it; or what curl's options do to it."""
+    token = "printf 'Authorization: Bearer %s' \"$(cat /etc/aegiskv/token)\""
+    asked = f"{token} | curl -sS --fail -H @- {options or 'localhost:7702/admin/stop-lease'}"
+    return json.loads(machine.run(asked)).get("lease")
 
 
 def pids(control):

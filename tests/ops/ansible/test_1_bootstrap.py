@@ -41,18 +41,18 @@ def test_a_cluster_comes_of_one_command(control, command_lines):
 def test_each_node_serves_over_tls_with_the_token(control, name):
     address = control.hosts[name].address
     url = f"https://{address}:7700/v1/kv/from-{name}"
-    token = f"Authorization: Bearer {control.secret('token')}"
+    token = control.bearer()
     with_ca = ["curl", "-sS", "--max-time", "10", "--cacert", control.ca]
     code = ["-o", "/dev/null", "-w", "%{http_code}"]
 
-    assert host.call(*with_ca, *code, "-H", token, "-X", "PUT", url, "-d", "1") == "201"
-    assert host.call(*with_ca, "-H", token, url) == "1"
+    assert host.call(*with_ca, *code, *token, "-X", "PUT", url, "-d", "1") == "201"
+    assert host.call(*with_ca, *token, url) == "1"
     # By its name as well; without the token, or without the authority, there is nothing.
     named = ["--resolve", f"{name}:7700:{address}"]
-    assert host.call(*with_ca, *named, "-H", token, f"https://{name}:7700/v1/kv/from-{name}") == "1"
+    assert host.call(*with_ca, *named, *token, f"https://{name}:7700/v1/kv/from-{name}") == "1"
     assert host.call(*with_ca, *code, url) == "401"
     with pytest.raises(host.Failed, match="certificate"):
-        host.call("curl", "-sS", "--max-time", "10", "-H", token, url)
+        host.call("curl", "-sS", "--max-time", "10", *token, url)
 
 
 def test_each_port_is_open_to_those_it_is_for_and_closed_to_others(control, lab):

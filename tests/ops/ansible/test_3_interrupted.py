@@ -9,7 +9,6 @@ import pytest
 from control import lease, operations, pids
 
 BOB = '{"node_id": "kv1", "holder": "bob@elsewhere", "ttl": "10m"}'
-TOKEN = '-H "Authorization: Bearer $(cat /etc/aegiskv/token)"'
 
 
 @pytest.fixture
@@ -39,13 +38,13 @@ def test_with_a_node_that_was_stopped_by_hand_nothing_is_touched(impatient, play
 
 def test_while_somebody_else_holds_the_lease_nothing_is_touched(impatient):
     before = pids(impatient)
-    impatient.hosts["kv2"].run(f"curl -fsS {TOKEN} localhost:7702/admin/stop-lease -d '{BOB}'")
+    lease(impatient.hosts["kv2"], f"localhost:7702/admin/stop-lease -d '{BOB}'")
     try:
         played = impatient.play("rolling_restart", check=False)
         held = lease(impatient.hosts["kv1"])
     finally:
-        release = "'localhost:7702/admin/stop-lease?node_id=kv1'"
-        impatient.hosts["kv2"].run(f"curl -fsS {TOKEN} -X DELETE {release}")
+        release = "-X DELETE 'localhost:7702/admin/stop-lease?node_id=kv1'"
+        lease(impatient.hosts["kv2"], release)
 
     assert played.code != 0
     assert "bob@elsewhere holds the stop lease for kv1" in played.why[0]

@@ -114,9 +114,8 @@ def test_a_host_that_was_lost_is_replaced(cluster):
 
 
 def test_what_was_backed_up_is_restored(cluster):
-    token = cluster.secret("token")
     address = cluster.hosts["kv2"].address
-    curl = ["curl", "-sS", "--fail", "--cacert", cluster.ca, "-H", f"Authorization: Bearer {token}"]
+    curl = ["curl", "-sS", "--fail", "--cacert", cluster.ca, *cluster.bearer()]
     url = f"https://{address}:7700/v1/kv"
     for index in range(50):
         host.call(*curl, "-X", "PUT", f"{url}/kept-{index}", "-d", f"value {index}")
@@ -177,4 +176,4 @@ def answered(cluster, token):
     """The status that a listing with a token gets."""
     url = f"https://{cluster.hosts['kv1'].address}:7700/v1/kv"
     code = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", cluster.ca]
-    return host.call(*code, "-H", f"Authorization: Bearer {token}", url)
+    return host.call(*code, *cluster.bearer(token), url)
