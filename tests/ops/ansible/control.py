@@ -139,7 +139,7 @@ class Played:
     @property
     def why(self):
         """What the tasks that failed said."""
-        return re.findall(r"^fatal: \[[^]]+\].*", self.out, re.M)
+        return re.findall(r"^fatal: \[[^]]+\](?:.*{\n(?:.*\n)*?}|.*)", self.out, re.M)
 
 
 def operations(machine, path):

@@ -124,8 +124,8 @@ def test_what_was_backed_up_is_restored(cluster):
     assert file.stat().st_mode & 0o777 == 0o600
     before = content(file)
     assert before["kept-7"] == "value 7"
-    host.call(*curl, "-X", "DELETE", f"{url}?prefix=kept-")
-    host.call(*curl, "-X", "DELETE", f"{url}?prefix=load-")
+    for prefix in ("kept-", "load-", "from-"):
+        host.call(*curl, "-X", "DELETE", f"{url}?prefix={prefix}")
     assert json.loads(host.call(*curl, url))["keys"] == []
 
     cluster.play("restore", "-e", f"aegiskv_backup_file={file}")
