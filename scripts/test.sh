@@ -124,8 +124,8 @@ dependency_checks() {
 ops_tests() {
     local folder
     # The first builds what is packed.
-    local -A limits=([packages]=1500 [hosts]=900 [monitoring]=600)
-    for folder in packages hosts monitoring; do
+    local -A limits=([packages]=1500 [hosts]=900 [ansible]=900 [monitoring]=600)
+    for folder in packages hosts ansible monitoring; do
         compgen -G "tests/ops/$folder/test_*.py" >/dev/null || continue
         part "$folder" "${limits[$folder]}" tests/ops/run.sh "$folder"
     done
