@@ -31,8 +31,12 @@ pub(super) struct MayStop {
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
 
-    /// Who asks; the same holder may ask again [default: user@host]
-    #[arg(long, value_name = "NAME")]
+    // As help, since rustdoc takes brackets for a link.
+    #[arg(
+        long,
+        value_name = "NAME",
+        help = "Who asks; the same holder may ask again [default: user@host]"
+    )]
     holder: Option<String>,
 
     /// How long the lease lasts, at most 24h

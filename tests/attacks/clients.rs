@@ -82,9 +82,7 @@ fn answers_into_no_window_hold_up_nobody() {
 #[test]
 #[ignore = "known fault: heads of many references to HPACK's table occupy more than 512 MiB"]
 fn heads_of_references_are_bounded() {
-    try_all(&[
-        attack("heads of references", 100, |a| Box::pin(head_of_references(a))),
-    ]);
+    try_all(&[attack("heads of references", 100, |a| Box::pin(head_of_references(a)))]);
 }
 
 #[test]
