@@ -110,8 +110,8 @@ class Node:
         finally:
             connection.close()
 
-    def operations(self, method, path):
-        return self.request(method, path, port=self.operations_port)
+    def operations(self, method, path, body=None):
+        return self.request(method, path, body, port=self.operations_port)
 
     def metric(self, name):
         """The value of a metric without labels."""

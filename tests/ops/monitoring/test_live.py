@@ -4,6 +4,7 @@ alerts fire when something breaks and clear when it is mended.
 The tests go through one cluster's life in the order of this file.
 """
 
+import json
 import re
 import time
 
@@ -29,6 +30,24 @@ def stack(tmp_path_factory):
         yield stack
     finally:
         stack.stop()
+
+
+@pytest.fixture
+def leave(stack):
+    """Somebody holds leave to stop a node: else there is nothing to say of it."""
+    nodes = stack.cluster.nodes
+    asked = json.dumps({"node_id": nodes[1].settings["node_id"], "holder": "ops@deploy"})
+
+    def told():
+        texts = [node.operations("GET", "/metrics")[1] for node in nodes]
+        return all(b"aegis_stop_lease{" in text for text in texts)
+
+    lease = "/admin/stop-lease"
+    wait("a stop lease", lambda: nodes[0].operations("POST", lease, asked)[0] == 200, 40)
+    wait("all members know of it", told, 10)
+    yield
+    named = f"{lease}?node_id={nodes[1].settings['node_id']}"
+    assert nodes[0].operations("DELETE", named)[0] == 200
 
 
 def instance(node):
@@ -86,7 +105,7 @@ def numbers(stack, view):
 
 
 @pytest.mark.parametrize("view", ["cluster", "node"])
-def test_every_query_returns_data(stack, view):
+def test_every_query_returns_data(stack, leave, view):
     for node in stack.cluster.nodes:
         assert node.operations("POST", "/admin/snapshot")[0] == 200
     # The node that was killed cannot tell of the failover that another one decided.
@@ -119,7 +138,7 @@ def test_every_choice_has_something_to_choose(stack):
         assert len(found) == (3 if label == "instance" else 1), one["name"]
 
 
-def test_metrics_are_those_of_the_docs(stack):
+def test_metrics_are_those_of_the_docs(stack, leave):
     """As a node says it, not as the code reads."""
     text = stack.cluster.nodes[0].operations("GET", "/metrics")[1].decode()
     said = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.M))
