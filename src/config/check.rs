@@ -338,7 +338,14 @@ pub(super) fn read_secret_file(
 pub(super) fn secrets_in(path: &Path) -> Result<Secrets, (String, String)> {
     let fault = |what: String, mend: &str| (format!("{} {what}", shown(path)), mend.to_owned());
     let text = read_regular(path, SECRET_FILE_BYTES_MAX).map_err(|error| {
-        fault(format!("cannot be read: {error}"), "name a file that this user can read")
+        let mend = "name a file that this user can read";
+        if error.kind() == io::ErrorKind::NotFound && path.components().count() == 1 {
+            // Somebody's slip: the secret itself.
+            let what =
+                "what is named is no file, and is not shown, since it may be the secret itself";
+            return (what.to_owned(), mend.to_owned());
+        }
+        fault(format!("cannot be read: {error}"), mend)
     })?;
     if let Some((what, mend)) = byte_order_mark(&text) {
         return Err(fault(what.to_string(), mend));

@@ -248,7 +248,7 @@ keys! {
         auth_token: Secrets = "", live, shared;
         /// File with the tokens, one a line, instead of `auth_token`.
         auth_token_file: Option<PathBuf> = "", live, own;
-        /// Tokens with fewer rights, each with a name: `[{"name": "shop", "file": "/etc/aegiskv/tokens/shop", "verbs": ["read", "write"], "prefixes": ["shop:"], "rate": 5000}]`. A file holds one token a line, and all are accepted. `read` and `write` are for keys, of these prefixes if some are given; `metrics` is for `/metrics`, which then asks everybody for such a token; `admin` is for that and the actions of port 7702. `rate` bounds the operations a second over all connections to a node.
+        /// Tokens with fewer rights, each with a name: `[{"name": "shop", "file": "/etc/aegiskv/tokens/shop", "verbs": ["read", "write"], "prefixes": ["shop:"], "rate": 5000}]`. A file holds one token a line, and all are accepted. `read` and `write` are for keys, of these prefixes if some are given; `metrics` is for `/metrics`, which then asks everybody for such a token; `admin` is for that and the actions of port 7702. `rate` bounds the operations a second over all connections to a node; 0 is no bound.
         auth_tokens: Vec<NamedToken> = "[]", live, shared;
         /// Secrets shared by the cluster's nodes. The first is used, all are accepted.
         gossip_secret: Secrets = "", live, shared;

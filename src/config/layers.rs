@@ -258,7 +258,7 @@ impl Reader<'_> {
 
 /// Takes a value, or says what is wrong with it and how to mend it.
 fn judge<S: Setting>(key: &Key, json: &Json) -> Result<S, (String, String)> {
-    let shown = if S::SECRET { found_secret(json) } else { found(json) };
+    let shown = if S::NEAR_SECRETS { found_secret(json) } else { found(json) };
     if let (Some((least, greatest)), Some(show), Some(size)) =
         (key.range, key.range_text, S::measure(json))
         && !(i128::from(least)..=i128::from(greatest)).contains(&size)

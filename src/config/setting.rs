@@ -57,6 +57,8 @@ pub(super) trait Setting: Sized {
     const EXPECTS: &'static str;
     /// Whether the value must never be shown.
     const SECRET: bool = false;
+    /// Whether a secret may stand where it does not belong; then no misfit value is repeated.
+    const NEAR_SECRETS: bool = Self::SECRET;
 
     /// Takes the value, or `None` if it is not what [`Self::EXPECTS`] says.
     fn read(json: &Json) -> Option<Self>;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::check::{SECRET_BYTES_ADVISED, secrets_in};
 use super::secret::{Secret, Secrets};
@@ -29,8 +29,8 @@ pub struct NamedToken {
     pub file: PathBuf,
     /// What it may do.
     pub verbs: Vec<Verb>,
-    /// What keys must begin with, one or another; none: they may be any.
-    #[serde(default)]
+    /// What keys must begin with, one or another; unset: they may be any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<String>,
     /// Operations a second over all its connections to a node, and at once after a rest. 0: no limit.
     #[serde(default)]
@@ -44,6 +44,7 @@ impl Setting for Vec<NamedToken> {
     const SHAPE: Shape = Shape::Json;
     const EXPECTS: &'static str = "a list of objects, each with name, file and verbs (of read, \
          write, admin, metrics), and if wanted prefixes and rate";
+    const NEAR_SECRETS: bool = true;
 
     fn read(json: &Json) -> Option<Self> {
         json.as_array()?.iter().map(|one| entry(one).ok()).collect()
@@ -64,10 +65,42 @@ impl Setting for Vec<NamedToken> {
 
 /// An entry; its fields have names, so a list of them is none.
 fn entry(json: &Json) -> Result<NamedToken, String> {
-    if !json.is_object() {
+    let Some(fields) = json.as_object() else {
         return Err("it is no object".to_owned());
+    };
+    // What somebody's template made of a list that it was not given must not open every key.
+    if fields.get("prefixes").and_then(Json::as_array).is_some_and(Vec::is_empty) {
+        return Err(
+            "its prefixes are an empty list; leave them out if it is for all keys".to_owned()
+        );
     }
-    NamedToken::deserialize(json).map_err(|error| error.to_string())
+    NamedToken::deserialize(json).map_err(|_| misfit_of(fields))
+}
+
+/// What does not fit of an entry. The parser's own words would repeat the value, which may be a token
+/// in the wrong place.
+fn misfit_of(fields: &Map<String, Json>) -> String {
+    const FIELDS: [(&str, &str, fn(&Json) -> bool); 5] = [
+        ("name", "name is no text", Json::is_string),
+        ("file", "file is no path", Json::is_string),
+        ("verbs", "verbs are no list of read, write, admin, metrics", |json| {
+            Vec::<Verb>::deserialize(json).is_ok()
+        }),
+        ("prefixes", "prefixes are no list of texts", |json| {
+            Vec::<String>::deserialize(json).is_ok()
+        }),
+        ("rate", "rate is no whole number of operations", |json| u32::deserialize(json).is_ok()),
+    ];
+    for (name, misfit, fits) in FIELDS {
+        match fields.get(name) {
+            Some(value) if !fits(value) => return format!("its {misfit}"),
+            None if matches!(name, "name" | "file" | "verbs") => {
+                return format!("it has no {name}");
+            }
+            _ => {}
+        }
+    }
+    "it has a field that is none of name, file, verbs, prefixes, rate".to_owned()
 }
 
 /// What is wrong with a key, and how to mend it.
@@ -96,8 +129,16 @@ pub(super) fn oddities(tokens: &[NamedToken], everything: &Secrets) -> Vec<Fault
             oddities.push((what, "remove it, or give the token such a verb".to_owned()));
         }
     }
-    let lacks_admin = !tokens.iter().any(|token| token.verbs.contains(&Verb::Admin));
-    if !tokens.is_empty() && everything.is_empty() && lacks_admin {
+    let opens_none = |verb| !tokens.iter().any(|token| token.verbs.contains(&verb));
+    if !tokens.is_empty()
+        && everything.is_empty()
+        && opens_none(Verb::Read)
+        && opens_none(Verb::Write)
+    {
+        let what = "give nobody the verbs read and write, so all keys are for nobody";
+        oddities.push((what.to_owned(), "give them to one, or set auth_token".to_owned()));
+    }
+    if !tokens.is_empty() && everything.is_empty() && opens_none(Verb::Admin) {
         let what = "give nobody the verb admin, so the actions of port 7702 are for nobody";
         oddities.push((what.to_owned(), "give it to one of them, or set auth_token".to_owned()));
     }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use aegiskv::config::Inputs;
+use serde_json::json;
 
 use super::{Pair, With, file, warnings};
 
@@ -441,6 +442,32 @@ fn names_are_kept_plain() {
 }
 
 #[test]
+fn a_token_in_the_wrong_place_is_not_repeated() {
+    const SECRET: &str = "hushhushhushhushhushhushhushhush";
+    for settings in [
+        json!({"auth_tokens": SECRET}),
+        json!({"auth_tokens": [SECRET]}),
+        json!({"auth_tokens": {"shop": SECRET}}),
+        json!({"auth_tokens": [{"name": {"a": SECRET}, "file": "f", "verbs": []}]}),
+        json!({"auth_tokens": [{"name": "x", "file": SECRET, "verbs": ["read"]}]}),
+        json!({"auth_tokens": [{"name": "x", "file": [SECRET], "verbs": ["read"]}]}),
+        json!({"auth_tokens": [{"name": "x", "file": "f", "verbs": [SECRET]}]}),
+        json!({"auth_tokens": [{"name": "x", "file": "f", "verbs": SECRET}]}),
+        json!({"auth_tokens": [{"name": "x", "file": "f", "verbs": ["read"], "rate": SECRET}]}),
+        json!({"auth_tokens": [{"name": "x", "file": "f", "verbs": ["read"], "prefixes": SECRET}]}),
+        json!({"auth_tokens": [{"name": "x", "file": "f", "verbs": ["read"], SECRET: "x"}]}),
+        json!({"auth_token_file": SECRET}),
+        json!({"gossip_secret_file": SECRET}),
+    ] {
+        let problems = file(&settings.to_string()).problems();
+        assert!(!problems.is_empty(), "{settings}");
+        assert!(!problems.concat().contains(SECRET), "{problems:?}");
+    }
+    let problems = file("{}").with_variable("AEGIS_AUTH_TOKENS", SECRET).problems();
+    assert!(!problems.is_empty() && !problems.concat().contains(SECRET), "{problems:?}");
+}
+
+#[test]
 fn named_tokens_are_checked_one_by_one() {
     let dir = tempfile::tempdir().expect("a directory");
     let token = |name: &str, text: &str| {
@@ -456,16 +483,20 @@ fn named_tokens_are_checked_one_by_one() {
     for (given, what) in [
         (r#"{"name": "x"}"#, "an object does not fit"),
         (r#"["x"]"#, "its entry 1 does not fit: it is no object"),
-        (r#"[{"name": "x", "verbs": ["read"]}]"#, "its entry 1 does not fit: missing field `file`"),
+        (r#"[{"name": "x", "verbs": ["read"]}]"#, "its entry 1 does not fit: it has no file"),
         (
             r#"[{"name": "x", "file": "f", "verbs": ["reed"]}]"#,
-            "its entry 1 does not fit: unknown variant `reed`, expected one of `read`, `write`, \
-             `admin`, `metrics`",
+            "its entry 1 does not fit: its verbs are no list of read, write, admin, metrics",
         ),
         (
             r#"[{"name": "x", "file": "f", "verbs": [], "token": "t"}]"#,
-            "its entry 1 does not fit: unknown field `token`, expected one of `name`, `file`, \
-             `verbs`, `prefixes`, `rate`",
+            "its entry 1 does not fit: it has a field that is none of name, file, verbs, prefixes, \
+             rate",
+        ),
+        (
+            r#"[{"name": "x", "file": "f", "verbs": ["read"], "prefixes": []}]"#,
+            "its entry 1 does not fit: its prefixes are an empty list; leave them out if it is for \
+             all keys",
         ),
     ] {
         assert_eq!(problems(given), [format!("test.json: auth_tokens: {what}; {expects}")]);
