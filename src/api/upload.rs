@@ -70,6 +70,7 @@ impl Upload {
         chunked: bool,
         watch: &Arc<Watch>,
     ) -> (Self, Option<Arc<Unread>>) {
+        watch.begins_body(chunked && version < Version::HTTP_2);
         let (framing, unread) = if chunked {
             (Framing::Chunks(Arc::clone(watch)), None)
         } else if version >= Version::HTTP_2 && !incoming.is_end_stream() {
@@ -94,12 +95,13 @@ impl Body for Upload {
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(incoming).poll_frame(cx));
         upload.ended |= frame.is_none();
-        if let (Framing::Chunks(watch), Some(Ok(frame))) = (&upload.framing, &frame)
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            watch.loses_framing();
-            if trailers.is_empty() {
-                return Poll::Ready(Some(Err(UploadError::Trailers)));
+        if let (Framing::Chunks(watch), Some(Ok(frame))) = (&upload.framing, &frame) {
+            watch.brings_piece();
+            if let Some(trailers) = frame.trailers_ref() {
+                watch.loses_framing();
+                if trailers.is_empty() {
+                    return Poll::Ready(Some(Err(UploadError::Trailers)));
+                }
             }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(UploadError::from)))

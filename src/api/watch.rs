@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
@@ -73,7 +73,7 @@ pub(super) enum Reason {
     Untaken,
     /// Too much was held for it.
     Memory,
-    /// It sent more frames than requests and answers are made of.
+    /// It sent more frames, or more around a body's chunks, than requests and answers are made of.
     Flood,
 }
 
@@ -118,6 +118,10 @@ pub(super) struct Watch {
     unread: AtomicBool,
     /// Where the next request begins is not known any more.
     framing_lost: AtomicBool,
+    /// A body in chunks is coming.
+    chunks: AtomicBool,
+    /// Bytes of it that were read since its last piece came.
+    chunk_head: AtomicUsize,
 }
 
 impl Watch {
@@ -138,6 +142,8 @@ impl Watch {
             write_blocked_since: AtomicU64::new(0),
             unread: AtomicBool::new(false),
             framing_lost: AtomicBool::new(false),
+            chunks: AtomicBool::new(false),
+            chunk_head: AtomicUsize::new(0),
         }
     }
 
@@ -280,6 +286,28 @@ impl Watch {
     /// Whether nothing more may be taken for a request.
     pub(super) fn has_lost_framing(&self) -> bool {
         self.framing_lost.load(Ordering::Relaxed)
+    }
+
+    /// A body begins, in chunks or not.
+    pub(super) fn begins_body(&self, in_chunks: bool) {
+        self.chunks.store(in_chunks, Ordering::Relaxed);
+        self.chunk_head.store(0, Ordering::Relaxed);
+    }
+
+    /// A piece of a body in chunks has come.
+    pub(super) fn brings_piece(&self) {
+        self.chunk_head.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes of a body in chunks that have brought no piece of it; none if it is not in chunks.
+    pub(super) fn chunk_head(&self) -> Option<usize> {
+        let in_chunks = self.chunks.load(Ordering::Relaxed);
+        in_chunks.then(|| self.chunk_head.load(Ordering::Relaxed))
+    }
+
+    /// So many more were read.
+    pub(super) fn reads_chunk_head(&self, bytes: usize) {
+        self.chunk_head.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Whether a request is being answered.

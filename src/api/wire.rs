@@ -22,14 +22,17 @@ use tokio_rustls::server::TlsStream;
 
 use super::held::Charge;
 use super::length;
-use super::watch::Watch;
+use super::watch::{Reason, Watch};
 
 /// How an HTTP/2 client begins, RFC 9113 §3.4.
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes read at once to learn the protocol.
 const SNIFFED_BYTES: usize = 2 << 10;
-/// Bytes read at once while no request is being answered: what comes begins with a head.
+/// Most bytes of a body in chunks that bring no piece of it: hyper bounds extensions and trailers, at
+/// 16 KiB each, but not the zeros that a chunk's size begins with, nor spaces behind it.
+const CHUNK_HEAD_BYTES_MAX: usize = 48 << 10;
+/// Bytes read at once of a head, or of what is in chunks.
 const HEAD_PIECE_BYTES: usize = 8 << 10;
 
 /// Times that a body of HTTP/1 is read before others have their turn.
@@ -239,15 +242,25 @@ impl Read for Wire {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.watch.is_busy() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        let busy = self.watch.is_busy();
+        match self.watch.chunk_head() {
+            None if busy => return Pin::new(&mut self.stream).poll_read(cx, buf),
+            Some(bytes) if busy && bytes > CHUNK_HEAD_BYTES_MAX => {
+                self.watch.end(Reason::Flood);
+                return Poll::Pending;
+            }
+            _ => {}
         }
         let mut scratch = [MaybeUninit::uninit(); HEAD_PIECE_BYTES];
         let room = buf.remaining().min(HEAD_PIECE_BYTES);
         let mut piece = ReadBuf::uninit(&mut scratch[..room]);
         ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut piece))?;
-        length::shorten(piece.filled_mut());
-        self.buffered.head += piece.filled().len();
+        if busy {
+            self.watch.reads_chunk_head(piece.filled().len());
+        } else {
+            length::shorten(piece.filled_mut());
+            self.buffered.head += piece.filled().len();
+        }
         buf.put_slice(piece.filled());
         Poll::Ready(Ok(()))
     }

@@ -189,7 +189,7 @@ fn tell(entered: &Entered, peer: SocketAddr) {
             kind,
             %peer,
             limit,
-            "operations port is full of operators' requests: a connection was turned away"
+            "operations port is full of connections that just came: another was turned away"
         ),
     }
 }
@@ -223,7 +223,7 @@ async fn connection(
         .header_read_timeout(patience.next_head)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Wire { stream, place: Arc::clone(&place) }), service);
+        .serve_connection(TokioIo::new(Wire::new(stream, Arc::clone(&place))), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = while_in_time(connection.as_mut(), &place, patience) => Some(ended),

@@ -1,7 +1,8 @@
 //! A connection's bytes, and whether they are taken.
 //!
 //! Beneath hyper: a write that finds no room notes that an answer waits, and the flush at its end
-//! that it has been taken.
+//! that it has been taken. And no more is read for a request than one of this port has: hyper bounds
+//! heads, but goes on for ever with a chunk's size that begins with zeros.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,14 +14,24 @@ use tokio::net::TcpStream;
 
 use super::places::Place;
 
+/// Bytes that a request has at most: a head of 16 KiB, a body of 4, and what hyper reads ahead.
+const REQUEST_BYTES_MAX: usize = 40 * 1024;
+
 /// A connection of this port.
 #[derive(Debug)]
 pub(super) struct Wire {
-    pub(super) stream: TcpStream,
-    pub(super) place: Arc<Place>,
+    stream: TcpStream,
+    place: Arc<Place>,
+    /// Which request was the last to begin, and what was read since.
+    request: u64,
+    read: usize,
 }
 
 impl Wire {
+    pub(super) fn new(stream: TcpStream, place: Arc<Place>) -> Self {
+        Self { stream, place, request: 0, read: 0 }
+    }
+
     fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
         if written.is_pending() {
             self.place.stalls(true);
@@ -35,7 +46,18 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        let wire = &mut *self;
+        let request = wire.place.last_request();
+        if request != wire.request {
+            (wire.request, wire.read) = (request, 0);
+        }
+        if wire.read > REQUEST_BYTES_MAX {
+            return Poll::Ready(Err(io::Error::other("a request that does not end")));
+        }
+        let before = into.filled().len();
+        ready!(Pin::new(&mut wire.stream).poll_read(cx, into))?;
+        wire.read += into.filled().len() - before;
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -9,4 +9,5 @@
 mod clients;
 mod harness;
 mod operations;
+mod requests;
 mod wire;

@@ -425,6 +425,8 @@ impl Lines {
             self.wait_for_right(client, shared).await;
             if let Some(line) = self.buffered_line() {
                 if line.trim_ascii().is_empty() {
+                    // Others have their turn, however many of these there are.
+                    tokio::task::consume_budget().await;
                     continue;
                 }
                 if let Err(problem) = shared.standing.grant(&client.node) {
