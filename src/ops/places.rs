@@ -4,7 +4,7 @@
 //! places, the newcomer's counted, the one goes that has been without a request for longest; so
 //! whoever holds many places loses its own. No newcomer goes before what it sent was looked at, and no
 //! health check under way while there is another; so these get through, however many come. A connection
-//! that an operator's request is being carried out for keeps its place.
+//! that an operator's request is being carried out for keeps its place, unless more than half are such.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -50,7 +50,7 @@ pub(super) enum Entered {
     Free,
     /// A connection from this address was cut off for it.
     InsteadOf(IpAddr),
-    /// Operators' requests are being carried out for all others; it was turned away.
+    /// None of the others was looked at yet; it was turned away.
     Not,
 }
 
@@ -106,7 +106,7 @@ impl Places {
         let mut table = self.table.lock();
         let cut_off = match table.held.len() >= self.most {
             false => None,
-            true => match table.to_go(place.holder()) {
+            true => match table.to_go(place.holder(), self.most / 2) {
                 Some(number) => table.held.remove(&number),
                 None => return Entered::Not,
             },
@@ -133,7 +133,7 @@ impl Places {
         let mut places = table.held.values().map(|(place, _)| place);
         table.held.len() >= self.most
             && places.clone().any(|place| !place.is_seen.load(Ordering::Relaxed))
-            && !places.any(|place| place.may_go())
+            && !places.any(|place| place.may_go(false))
     }
 
     /// Cuts off whoever has not taken its answer for longest. Whether there was one.
@@ -158,15 +158,17 @@ impl Places {
 }
 
 impl Table {
-    /// Whom one from `newcomer` displaces.
-    fn to_go(&self, newcomer: IpAddr) -> Option<u64> {
+    /// Whom one from `newcomer` displaces. Of operators' requests as many as `kept` keep their places.
+    fn to_go(&self, newcomer: IpAddr, kept: usize) -> Option<u64> {
+        let trusted = self.held.values().filter(|(place, _)| place.is_trusted()).count();
+        let trusted_go = trusted > kept;
         // For each holder how many places, and of these the one that goes first.
         let mut holders = HashMap::<IpAddr, (usize, Option<(bool, u64, u64)>)>::new();
         for (number, (place, _)) in &self.held {
             let own = usize::from(place.holder() == newcomer);
             let (count, first) = holders.entry(place.holder()).or_insert((own, None));
             *count += 1;
-            if place.may_go() {
+            if place.may_go(trusted_go) {
                 let is_probe = place.probes.load(Ordering::Relaxed) > 0;
                 let this = (is_probe, place.last.load(Ordering::Relaxed), *number);
                 *first = Some(first.map_or(this, |first| first.min(this)));
@@ -202,14 +204,24 @@ impl Place {
         }
     }
 
+    /// Whether a request of an operator is being carried out for it.
+    fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether it may be cut off for another.
-    fn may_go(&self) -> bool {
-        self.is_seen.load(Ordering::Relaxed) && self.trusted.load(Ordering::Relaxed) == 0
+    fn may_go(&self, trusted_go: bool) -> bool {
+        self.is_seen.load(Ordering::Relaxed) && (trusted_go || !self.is_trusted())
     }
 
     /// What it sent so far was looked at.
     pub(super) fn seen(&self) {
         self.is_seen.store(true, Ordering::Relaxed);
+    }
+
+    /// Which request of the port was its last.
+    pub(super) fn last_request(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// An answer waits to be taken, or has been.
@@ -358,13 +370,11 @@ mod tests {
         let (places, mut visits) = (Places::new(2), Vec::new());
         enter(&places, "10.0.0.1", &mut visits);
         enter(&places, "10.0.0.1", &mut visits);
-        let first = visits[0].trust();
-        assert_eq!(enter(&places, "10.0.0.1", &mut visits), cut_off("10.0.0.1"));
-        let second = visits[2].trust();
-        assert_eq!(enter(&places, "10.0.0.1", &mut visits), Entered::Not);
-        assert_eq!(enter(&places, "10.0.0.2", &mut visits), Entered::Not);
-        drop((first, second));
-        assert_eq!(enter(&places, "10.0.0.2", &mut visits), cut_off("10.0.0.1"));
+        let _first = visits[0].trust();
+        for address in ["10.0.0.1", "10.0.0.1", "10.0.0.1"] {
+            assert_eq!(enter(&places, address, &mut visits), cut_off("10.0.0.1"));
+            assert!(places.table.lock().held.contains_key(&0));
+        }
     }
 
     #[tokio::test]
@@ -386,6 +396,20 @@ mod tests {
             assert_eq!(held.place().deadline(patience), None);
             tokio::spawn(async move { drop(held) }).abort_handle()
         });
+    }
+
+    #[tokio::test]
+    async fn requests_of_operators_fill_no_more_than_half_for_good() {
+        let (places, mut visits) = (Places::new(4), Vec::new());
+        for _ in 0..4 {
+            enter(&places, "10.0.0.1", &mut visits);
+        }
+        let _half: Vec<_> = visits[..2].iter().map(Visit::trust).collect();
+        assert_eq!(enter(&places, "10.0.0.2", &mut visits), cut_off("10.0.0.1"));
+        assert!(places.table.lock().held.keys().copied().eq([0, 1, 3, 4]), "the first other goes");
+        let _more = visits[3].trust();
+        assert_eq!(enter(&places, "10.0.0.3", &mut visits), cut_off("10.0.0.1"));
+        assert!(places.table.lock().held.keys().copied().eq([1, 3, 4, 5]), "now the first of all");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! These are the only requests of this port with a body, beside those of [`super::fleet_lock`]. It
 //! is small, and read whole before anything is done.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::Json;
@@ -102,10 +103,16 @@ pub(super) async fn read_json_within<T: DeserializeOwned>(
             return Err(Problem::bad_request(format!("the body did not arrive: {error}")));
         }
     };
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let what = if bytes.is_empty() { "there is no body".to_owned() } else { error.to_string() };
-        Problem::bad_request(format!("{what}; send a body like {example}"))
-    })
+    let refused =
+        |what: &dyn Display| Problem::bad_request(format!("{what}; send a body like {example}"));
+    if bytes.is_empty() {
+        return Err(refused(&"there is no body"));
+    }
+    // A list would be taken for the fields' values in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(refused(&"the body is a list"));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| refused(&error))
 }
 
 /// A holder's name that can be shown everywhere.
@@ -126,7 +133,9 @@ pub(super) fn checked_holder(holder: String) -> Result<String, Problem> {
 fn ttl_of(value: &Value) -> Result<Duration, Problem> {
     let ttl = match value {
         Value::Null => Some(LEASE_TTL),
-        Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
+        Value::Number(seconds) => {
+            seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        }
         Value::String(text) => match text.parse() {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
             Err(_) => humantime::parse_duration(text).ok(),

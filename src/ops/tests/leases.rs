@@ -48,6 +48,7 @@ async fn a_lease_is_granted_with_what_it_is_bound_to() {
         (r#""1h 30m""#, 5400),
         (r#""45""#, 45),
         ("60", 60),
+        ("1800.0", 1800),
         (r#""24h""#, 86_400),
         ("null", 1800),
     ] {
@@ -62,7 +63,8 @@ async fn a_body_that_makes_no_sense_is_refused_with_what_would() {
     for (body, expected) in [
         ("", "there is no body; send a body like {\"node_id\""),
         ("{", "EOF"),
-        ("[]", "send a body like"),
+        ("[]", "the body is a list; send a body like"),
+        (r#" ["node2","h"]"#, "the body is a list"),
         (r#"{"holder":"h"}"#, "missing field `node_id`"),
         (r#"{"node_id":"node2"}"#, "missing field `holder`"),
         (r#"{"node_id":"node2","holder":"h","zone":"a"}"#, "unknown field `zone`"),
