@@ -5,7 +5,7 @@ HTTP servers are measured in interleaved rounds whose order rotates, so that wha
 the machine does falls on all alike; what is reported are medians and the medians of each
 round's ratios. Writes docs/benchmarks.md (between its marks) and benches/out/last.json.
 
-    compare.py [--quick] [--only http,sync,memory,restart] [--no-build] [--out FILE]
+    compare.py [--quick] [--only http,sync,memory,cluster,hits] [--no-build] [--out FILE]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import hit
 import peers
 import report
 from peers import AegisCluster, AegisKV, BareAxum, BareHyper, Etcd, Nginx, Redis, Server, Webdis
@@ -295,7 +296,7 @@ def memory_and_restart_run(folder, binary, count, repeats):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run; writes no document")
-    parser.add_argument("--only", default="http,sync,memory,cluster", help="parts to run")
+    parser.add_argument("--only", default="http,sync,memory,cluster,hits", help="parts to run")
     parser.add_argument("--servers", help="HTTP servers to run, by name")
     parser.add_argument("--no-build", nargs=2, metavar=("AEGISKV", "BARE"), type=Path,
                         help="binaries to use as they are")
@@ -333,6 +334,8 @@ def main():
         if "memory" in parts:
             results["memory"], results["restart"] = memory_and_restart_run(
                 folder, binary, items, repeats)
+        if "hits" in parts:
+            results["hits"] = hit.hit_run(folder, binary, *(hit.QUICK if options.quick else hit.LOAD))
     shutil.rmtree(folder)
 
     (OUT / "last.json").write_text(json.dumps(results, indent=1))

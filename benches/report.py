@@ -161,9 +161,11 @@ def figures(results):
     texts = {}
     if {"http", "sync", "memory"} & results.keys():
         texts["figures"] = peer_figures(results)
+    facts = table(["machine", ""], [[name, value] for name, value in results["machine"].items()])
     if "cluster" in results:
-        facts = table(["machine", ""], [[name, value] for name, value in results["machine"].items()])
         texts["cluster"] = "\n\n".join([facts, *cluster_tables(results["cluster"])])
+    if "hits" in results:
+        texts["hits"] = f"{facts}\n\n{results['hits']}"
     return texts
 
 

@@ -26,8 +26,9 @@ const NEVER: u64 = u64::MAX;
 
 /// Reads are counted up to this (two bits, as in S3-FIFO).
 const READS_MAX: u8 = 3;
-const READS_MASK: u8 = 0b011;
-const IN_MAIN: u8 = 0b100;
+const READS_MASK: u8 = 0b0011;
+const IN_MAIN: u8 = 0b0100;
+const ON_TRIAL: u8 = 0b1000;
 
 /// Handles to one entry beyond this are a leak; the process stops before the count wraps.
 const HANDLES_MAX: u32 = u32::MAX / 2;
@@ -228,6 +229,21 @@ impl Entry {
     pub(super) fn set_mark(&self, in_main: bool, reads: u8) {
         let queue = if in_main { IN_MAIN } else { 0 };
         self.header().mark.store(queue | reads.min(READS_MAX), Ordering::Relaxed);
+    }
+
+    /// Takes over queue, reads and trial. For the table only, under exclusive lock.
+    pub(super) fn copy_mark(&self, old: &Self) {
+        self.header().mark.store(old.header().mark.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Puts the entry on trial. For the table only, under exclusive lock.
+    pub(super) fn begin_trial(&self) {
+        self.header().mark.fetch_or(ON_TRIAL, Ordering::Relaxed);
+    }
+
+    /// Ends the entry's trial; whether it was on one. For the table only, under exclusive lock.
+    pub(super) fn end_trial(&self) -> bool {
+        self.header().mark.fetch_and(!ON_TRIAL, Ordering::Relaxed) & ON_TRIAL != 0
     }
 
     /// Where the entry is, for the queues.
@@ -439,9 +455,12 @@ mod tests {
     fn reads_are_counted_up_to_three_and_leave_the_queue_mark_alone() {
         let e = entry(b"a", b"", b"");
         e.set_mark(true, 0);
+        e.begin_trial();
         for _ in 0..9 {
             e.count_read();
         }
+        assert_eq!((e.reads(), e.is_in_main()), (3, true));
+        assert!(e.end_trial() && !e.end_trial());
         assert_eq!((e.reads(), e.is_in_main()), (3, true));
     }
 }

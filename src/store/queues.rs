@@ -1,9 +1,13 @@
 //! Which entries go first when memory is short: S3-FIFO, in lists that run through the entries.
 //!
 //! After Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023): newcomers
-//! enter a small queue of a tenth of the bytes; what is read twice there moves to the main queue,
-//! the rest leaves; the main queue gives each entry another round per read. Keys that left not
-//! long ago ([`super::ghost`]) enter the main queue at once. A read costs one store of a counter.
+//! enter a small queue of a twentieth of the bytes; what is read twice there moves to the main
+//! queue; the main queue gives each entry another round per read. Keys that left not long ago
+//! ([`super::ghost`]) enter the main queue at once. A read costs one store of a counter.
+//!
+//! What is read once in the small queue moves on trial: as long as enough of those are read in the
+//! main queue too ([`Trials`]). Where most entries are written, read once and never again, they
+//! leave at once.
 //!
 //! Invariant: every entry of the table is in exactly one queue. Picking removes nothing: victims
 //! stay until the table removes them, by a record.
@@ -12,9 +16,9 @@ use super::entry::{Entry, EntryRef, Link};
 use crate::entry::Timestamp;
 
 /// The small queue's share of the bytes is one in this many.
-const SMALL_SHARE: u64 = 10;
+const SMALL_SHARE: u64 = 20;
 
-/// Reads that carry an entry from the small queue to the main one.
+/// Reads that carry an entry from the small queue to the main one for certain.
 const READS_TO_PROMOTE: u8 = 2;
 
 /// Entries moved on in one pick before it disregards reads: bounds how long a pick takes.
@@ -85,15 +89,44 @@ impl Fifo {
     }
 }
 
+/// How those fare that came to the main queue by one read: the share, in 65,536ths, that was read
+/// there before its turn, as a moving average over some 32 of them.
+struct Trials {
+    passed: u16,
+}
+
+impl Trials {
+    /// Below this share one read is not enough. Where keys come back it is two fifths or more,
+    /// where they are read once and no more it is near zero.
+    const PASSED_MIN: u16 = u16::MAX / 6;
+
+    const WINDOW: u16 = 32;
+
+    fn note(&mut self, passed: bool) {
+        self.passed -= self.passed / Self::WINDOW;
+        if passed {
+            self.passed += u16::MAX / Self::WINDOW;
+        }
+    }
+
+    /// Whether an entry read once goes on trial. One in 16 always does, the same whenever it is
+    /// asked: a share that has become better must be seen.
+    fn admit(&self, entry: &Entry) -> bool {
+        let spread = entry.version().0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.passed >= Self::PASSED_MIN || spread >> 60 == 0
+    }
+}
+
 /// The queues of one table.
 pub(super) struct Queues {
     small: Fifo,
     main: Fifo,
+    trials: Trials,
 }
 
 impl Queues {
     pub(super) const fn new() -> Self {
-        Self { small: Fifo::new(), main: Fifo::new() }
+        Self { small: Fifo::new(), main: Fifo::new(), trials: Trials { passed: u16::MAX / 2 } }
     }
 
     /// Bytes of memory that the entries occupy.
@@ -128,7 +161,7 @@ impl Queues {
     /// # Safety
     /// `old` is in these queues; for `new` holds what [`Self::push`] asks.
     pub(super) unsafe fn substitute(&mut self, old: &Entry, new: &Entry) {
-        new.set_mark(old.is_in_main(), old.reads());
+        new.copy_mark(old);
         new.count_read();
         self.queue_of(old).substitute(old, new);
     }
@@ -156,9 +189,17 @@ impl Queues {
             *from = entry.newer();
             steps += 1;
             let ignore_reads = steps > STEPS_MAX || entry.is_expired(now);
+            if entry.end_trial() {
+                self.trials.note(entry.reads() > 0);
+            }
             match (from_small, entry.reads()) {
                 (true, reads) if reads >= READS_TO_PROMOTE && !ignore_reads => {
                     self.requeue(&entry, 0);
+                    keep_going(&mut main_next, &entry);
+                }
+                (true, 1) if !ignore_reads && self.trials.admit(&entry) => {
+                    self.requeue(&entry, 0);
+                    entry.begin_trial();
                     keep_going(&mut main_next, &entry);
                 }
                 (false, reads) if reads > 0 && !ignore_reads => {
@@ -207,5 +248,26 @@ impl Queues {
             assert_eq!(bytes, queue.bytes);
         }
         entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Version;
+
+    #[test]
+    fn few_go_on_trial_where_none_passes_and_all_where_many_pass() {
+        let mut trials = Trials { passed: u16::MAX / 2 };
+        let entries: Vec<_> =
+            (0..1600).map(|n| Entry::new(b"k", b"", b"v", Version(n), None)).collect();
+        let admitted = |trials: &Trials| entries.iter().filter(|e| trials.admit(e)).count();
+        assert_eq!(admitted(&trials), 1600);
+        (0..100).for_each(|_| trials.note(false));
+        assert_eq!((admitted(&trials), admitted(&trials)), (101, 101), "the same ones");
+        (0..100).for_each(|n| trials.note(n % 5 < 2));
+        assert_eq!(admitted(&trials), 1600);
+        (0..10_000).for_each(|_| trials.note(true));
+        assert_eq!(admitted(&trials), 1600);
     }
 }
