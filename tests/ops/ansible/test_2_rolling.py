@@ -25,6 +25,7 @@ def test_a_rolling_restart_is_not_noticed(cluster):
     assert leader in cluster.members
 
 
+@pytest.mark.long
 def test_a_changed_setting_that_wants_a_restart_goes_the_same_way(cluster):
     before = pids(cluster)
     cluster.vars["aegiskv_settings"]["wal_max_size_mb"] = 32
@@ -42,6 +43,7 @@ def test_a_changed_setting_that_wants_a_restart_goes_the_same_way(cluster):
     assert lease(cluster.hosts["kv1"]) is None
 
 
+@pytest.mark.long
 def test_a_changed_setting_that_a_reload_applies_restarts_nothing(cluster):
     before = pids(cluster)
     cluster.vars["aegiskv_settings"]["max_conns"] = 6000
@@ -71,12 +73,14 @@ def test_an_upgrade_and_the_way_back(cluster, package, another_build):
     assert programs[another_build] != programs[package]
 
 
+@pytest.mark.long
 def test_an_upgrade_to_what_is_there_restarts_nothing(cluster):
     before = pids(cluster)
     cluster.play("upgrade")
     assert pids(cluster) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("named", "why"),
     [("/nowhere/aegiskv.deb", "which is not there"), ("/etc/hostname", "which is no .deb, .rpm or .tar.gz")],
@@ -98,6 +102,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_canary_that_is_not_well_is_backed_out(cluster, package, tmp_path, how):
     before, patience = pids(cluster), cluster.vars["aegiskv_wait_seconds"]

@@ -10,6 +10,7 @@ import host
 from control import Control, eventually
 from packages import install
 
+pytestmark = pytest.mark.long
 OURS = "aegiskv"
 NFT_RULES = """\
 #!/usr/sbin/nft -f
