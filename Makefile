@@ -10,16 +10,20 @@ CLIENT_PORT ?= 7700
 QUICK ?=
 export CLIENT_PORT
 
-.PHONY: help run test check dist repo bench fmt clean
+.PHONY: help run test test-ansible check dist repo bench fmt clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: ## build (release, some minutes the first time) and run three nodes: 127.0.0.1:7700, 7710, 7720
 	@scripts/run.sh
 
 test: ## everything that holds AegisKV to its word, fast parts first; totals at the end
 	@scripts/test.sh all
+
+test-ansible: ## all tests of the Ansible collection on booted hosts, as root; some 30 minutes
+	@scripts/setup.sh test
+	@tests/ops/run.sh ansible
 
 check: ## format, clippy, documentation, licences and sources of dependencies
 	@scripts/test.sh check

@@ -16,6 +16,17 @@ from urllib.parse import quote, urlsplit
 
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 ANSWER_SECONDS_MAX = 10
+# Documented in doc_fragments/ops.py.
+ARGUMENTS = {
+    "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
+    "token_file": {"type": "path", "default": "/etc/aegiskv/token", "no_log": False},
+    "timeout": {"type": "int", "default": 600},
+}
+
+
+def arguments(*common, **own):
+    """A module's arguments: those of the names that modules have in common, and its own."""
+    return dict({name: ARGUMENTS[name] for name in common}, **own)
 
 
 class OpsError(Exception):

@@ -10,6 +10,10 @@ short_description: Takes a member out of a cluster, step by step
 description:
   - Asks one member about another one, and waits until what was asked for has come about.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.token
+  - aegiskv.cluster.ops.timeout
 options:
   node_id:
     description: The member that it is about.
@@ -23,22 +27,10 @@ options:
     type: str
     choices: [empty, absent, dead]
     required: true
-  ops_url:
-    description: The operations port of the member that is asked.
-    type: str
-    default: http://127.0.0.1:7702
   cluster_id:
     description: The cluster that it is about.
     type: str
     required: true
-  token_file:
-    description: File on this host whose first line is a token that may act on the node.
-    type: path
-    default: /etc/aegiskv/token
-  timeout:
-    description: Seconds to wait for it.
-    type: int
-    default: 600
 attributes:
   check_mode:
     support: full
@@ -65,6 +57,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    arguments,
     field,
     first_token,
     segment,
@@ -76,14 +69,14 @@ ABSENT = {"status": "absent", "shards": 0}
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "node_id": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["empty", "absent", "dead"], "required": True},
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "cluster_id": {"type": "str", "required": True},
-            "token_file": {"type": "path", "default": "/etc/aegiskv/token", "no_log": False},
-            "timeout": {"type": "int", "default": 600},
-        },
+        argument_spec=arguments(
+            "ops_url",
+            "token_file",
+            "timeout",
+            node_id={"type": "str", "required": True},
+            state={"type": "str", "choices": ["empty", "absent", "dead"], "required": True},
+            cluster_id={"type": "str", "required": True},
+        ),
         supports_check_mode=True,
     )
     wanted = module.params

@@ -11,11 +11,9 @@ description:
   - Looks at the package, the unit, the process and the operations port of the host it runs on.
   - Nothing is changed, and nothing of it is an error; a host without AegisKV says so.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
 options:
-  ops_url:
-    description: The node's operations port.
-    type: str
-    default: http://127.0.0.1:7702
   program:
     description: The program.
     type: path
@@ -88,19 +86,19 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import Ops, OpsError
+from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import Ops, OpsError, arguments
 
 IDENTITY = "identity.json"
 
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "program": {"type": "path", "default": "/usr/bin/aegiskv"},
-            "config_file": {"type": "path", "default": "/etc/aegiskv/config.json"},
-            "user": {"type": "str", "default": "aegiskv"},
-        },
+        argument_spec=arguments(
+            "ops_url",
+            program={"type": "path", "default": "/usr/bin/aegiskv"},
+            config_file={"type": "path", "default": "/etc/aegiskv/config.json"},
+            user={"type": "str", "default": "aegiskv"},
+        ),
         supports_check_mode=True,
     )
     program = module.params["program"]

@@ -10,19 +10,14 @@ short_description: Waits until the node on a host does its whole part
 description:
   - Asks the node itself, after a start. A node is ready when it serves and its copies are level.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.timeout
 options:
-  ops_url:
-    description: The node's operations port.
-    type: str
-    default: http://127.0.0.1:7702
   node_id:
     description: The name that the node has to have.
     type: str
     required: true
-  timeout:
-    description: Seconds to wait for it.
-    type: int
-    default: 600
 attributes:
   check_mode:
     support: full
@@ -46,6 +41,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    arguments,
     field,
     until,
 )
@@ -53,11 +49,11 @@ from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "node_id": {"type": "str", "required": True},
-            "timeout": {"type": "int", "default": 600},
-        },
+        argument_spec=arguments(
+            "ops_url",
+            "timeout",
+            node_id={"type": "str", "required": True},
+        ),
         supports_check_mode=True,
     )
     if module.check_mode:

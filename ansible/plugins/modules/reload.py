@@ -12,15 +12,9 @@ description:
     failure here, with all that is wrong.
   - What is changed and wants a restart is named; nothing is restarted.
 author: [The AegisKV authors (@baxromumarov)]
-options:
-  ops_url:
-    description: The node's operations port.
-    type: str
-    default: http://127.0.0.1:7702
-  token_file:
-    description: File on this host whose first line is a token that may act on the node.
-    type: path
-    default: /etc/aegiskv/token
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.token
 attributes:
   check_mode:
     support: full
@@ -50,6 +44,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    arguments,
     field,
     first_token,
 )
@@ -57,10 +52,7 @@ from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "token_file": {"type": "path", "default": "/etc/aegiskv/token", "no_log": False},
-        },
+        argument_spec=arguments("ops_url", "token_file"),
         supports_check_mode=True,
     )
     if module.check_mode:

@@ -14,11 +14,10 @@ description:
   - Whatever else comes as an answer, or none, holds the gate, and the failure says what came.
     Answers that cannot become right by waiting fail at once.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.timeout
 options:
-  ops_url:
-    description: The operations port of the member that is asked.
-    type: str
-    default: http://127.0.0.1:7702
   asked:
     description: The C(node_id) of the member that is asked.
     type: str
@@ -40,10 +39,6 @@ options:
     description: Whether the members must be O(members) and no others.
     type: bool
     default: false
-  timeout:
-    description: Seconds to wait for it.
-    type: int
-    default: 600
 attributes:
   check_mode:
     support: full
@@ -77,6 +72,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    arguments,
     field,
     until,
 )
@@ -87,15 +83,15 @@ THE_ANSWER = "the answer to GET /cluster"
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "asked": {"type": "str", "required": True},
-            "cluster_id": {"type": "str"},
-            "members": {"type": "list", "elements": "str", "default": []},
-            "away": {"type": "list", "elements": "str", "default": []},
-            "only_members": {"type": "bool", "default": False},
-            "timeout": {"type": "int", "default": 600},
-        },
+        argument_spec=arguments(
+            "ops_url",
+            "timeout",
+            asked={"type": "str", "required": True},
+            cluster_id={"type": "str"},
+            members={"type": "list", "elements": "str", "default": []},
+            away={"type": "list", "elements": "str", "default": []},
+            only_members={"type": "bool", "default": False},
+        ),
         supports_check_mode=True,
     )
     wanted = module.params

@@ -13,6 +13,10 @@ description:
   - Held again by the same holder, the lease is renewed.
   - Ask another member than the one that is to be stopped.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.token
+  - aegiskv.cluster.ops.timeout
 options:
   state:
     description:
@@ -24,14 +28,6 @@ options:
     type: str
     choices: [held, released, looked_at]
     default: held
-  ops_url:
-    description: The operations port of the member that is asked.
-    type: str
-    default: http://127.0.0.1:7702
-  token_file:
-    description: File on this host whose first line is a token that may act on the node.
-    type: path
-    default: /etc/aegiskv/token
   node_id:
     description: The node that is to be stopped. Needed but to look.
     type: str
@@ -75,6 +71,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
     Ops,
     OpsError,
+    arguments,
     field,
     first_token,
     until,
@@ -85,19 +82,19 @@ PATH = "/admin/stop-lease"
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "state": {
+        argument_spec=arguments(
+            "ops_url",
+            "token_file",
+            "timeout",
+            state={
                 "type": "str",
                 "choices": ["held", "released", "looked_at"],
                 "default": "held",
             },
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "token_file": {"type": "path", "default": "/etc/aegiskv/token", "no_log": False},
-            "node_id": {"type": "str"},
-            "holder": {"type": "str"},
-            "ttl": {"type": "str", "default": "30m"},
-            "timeout": {"type": "int", "default": 600},
-        },
+            node_id={"type": "str"},
+            holder={"type": "str"},
+            ttl={"type": "str", "default": "30m"},
+        ),
         required_if=[
             ("state", "held", ("node_id", "holder")),
             ("state", "released", ("node_id", "holder")),

@@ -11,15 +11,10 @@ description:
   - Collects what the operations port answers, the unit's state and the end of its log. Secrets are
     not in it; the product redacts them. What does not answer is noted as such.
 author: [The AegisKV authors (@baxromumarov)]
+extends_documentation_fragment:
+  - aegiskv.cluster.ops
+  - aegiskv.cluster.ops.token
 options:
-  ops_url:
-    description: The node's operations port.
-    type: str
-    default: http://127.0.0.1:7702
-  token_file:
-    description: File on this host whose first line is a token that may act on the node.
-    type: path
-    default: /etc/aegiskv/token
   log_lines:
     description: So many lines of the end of the log are taken.
     type: int
@@ -46,7 +41,12 @@ files:
 import json
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import Ops, OpsError, first_token
+from ansible_collections.aegiskv.cluster.plugins.module_utils.ops import (
+    Ops,
+    OpsError,
+    arguments,
+    first_token,
+)
 
 PATHS = {
     "health.json": "/health",
@@ -69,11 +69,11 @@ COMMANDS = {
 
 def main():
     module = AnsibleModule(
-        argument_spec={
-            "ops_url": {"type": "str", "default": "http://127.0.0.1:7702"},
-            "token_file": {"type": "path", "default": "/etc/aegiskv/token", "no_log": False},
-            "log_lines": {"type": "int", "default": 5000},
-        },
+        argument_spec=arguments(
+            "ops_url",
+            "token_file",
+            log_lines={"type": "int", "default": 5000},
+        ),
         supports_check_mode=True,
     )
     log = ["journalctl", "--no-pager", "-u", "aegiskv.service", "-n", str(module.params["log_lines"])]

@@ -42,10 +42,10 @@ def package():
 
 @pytest.fixture(scope="session")
 def lab():
-    """Three hosts for the cluster, and a fourth for growth; bare Debian at first."""
+    """Three hosts for the cluster, a fourth for growth, and one that watches; bare Debian at first."""
     if lacking := host.lacks():
         pytest.skip(lacking)
-    with host.Lab("kv1", "kv2", "kv3", "kv4") as lab:
+    with host.Lab("kv1", "kv2", "kv3", "kv4", "mon1") as lab:
         yield lab
 
 
@@ -77,7 +77,7 @@ def command_lines():
     seen, ending = set(), threading.Event()
 
     def look():
-        while not ending.wait(0.1):
+        while not ending.wait(0.2):
             for file in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     seen.add(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))

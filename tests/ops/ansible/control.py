@@ -13,7 +13,7 @@ import yaml
 import host
 
 COLLECTION = "aegiskv.cluster"
-PLAY_SECONDS_MAX = 400
+PLAY_SECONDS_MAX = 900
 # Few shards move soon, and little memory is enough.
 SETTINGS = {"num_shards": 16, "max_memory_mb": 64, "rebalance_delay": "3s"}
 
@@ -41,9 +41,11 @@ class Control:
         self.vars = {
             "ansible_ssh_common_args": f"-F {lab.ssh_config}",
             "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
             "aegiskv_package_file": str(package),
             "aegiskv_wait_seconds": 60,
-            "aegiskv_monitors": [lab.address],
+            "aegiskv_canary_seconds": 1,
+            "aegiskv_monitors": [lab.address, *(m.address for m in lab.hosts if m.name == "mon1")],
             "aegiskv_settings": dict(SETTINGS),
         }
 
@@ -119,8 +121,10 @@ class Control:
             name: {"ansible_host": self.hosts[name].address} | self.per_host.get(name, {})
             for name in self.members
         }
-        all_of_it = {"all": {"vars": self.vars, "children": {"aegiskv": {"hosts": hosts}}}}
-        self.inventory.write_text(yaml.safe_dump(all_of_it))
+        groups = {"aegiskv": {"hosts": hosts}}
+        if watching := self.hosts.get("mon1"):
+            groups["aegiskv_monitoring"] = {"hosts": {"mon1": {"ansible_host": watching.address}}}
+        self.inventory.write_text(yaml.safe_dump({"all": {"vars": self.vars, "children": groups}}))
 
 
 class Played:

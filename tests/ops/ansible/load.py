@@ -19,7 +19,7 @@ import time
 
 CLIENTS = 4
 KEYS_OF_EACH = 25
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.06
 # Longer than a node holds a request while another one takes over.
 ANSWER_SECONDS_MAX = 15
 LOOK_EVERY_SECONDS = 0.05

@@ -116,6 +116,7 @@ def test_check_mode_shows_one_changed_value_and_just_that(control):
     assert operations(control.hosts["kv1"], "/config")["max_memory_mb"]["value"] == before
 
 
+@pytest.mark.long
 def test_a_mistake_in_a_setting_is_named_before_anything_is_written(control):
     before = control.hosts["kv1"].run("cat /etc/aegiskv/conf.d/50-ansible.json")
     control.vars["aegiskv_settings"]["max_memory"] = 1

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 import packages
 from control import lease, operations, pids
 from load import Load
@@ -23,6 +25,7 @@ def test_a_rolling_restart_is_not_noticed(cluster):
     assert leader in cluster.members
 
 
+@pytest.mark.long
 def test_a_changed_setting_that_wants_a_restart_goes_the_same_way(cluster):
     before = pids(cluster)
     cluster.vars["aegiskv_settings"]["wal_max_size_mb"] = 32
@@ -40,6 +43,7 @@ def test_a_changed_setting_that_wants_a_restart_goes_the_same_way(cluster):
     assert lease(cluster.hosts["kv1"]) is None
 
 
+@pytest.mark.long
 def test_a_changed_setting_that_a_reload_applies_restarts_nothing(cluster):
     before = pids(cluster)
     cluster.vars["aegiskv_settings"]["max_conns"] = 6000
@@ -69,22 +73,47 @@ def test_an_upgrade_and_the_way_back(cluster, package, another_build):
     assert programs[another_build] != programs[package]
 
 
+@pytest.mark.long
 def test_an_upgrade_to_what_is_there_restarts_nothing(cluster):
     before = pids(cluster)
     cluster.play("upgrade")
     assert pids(cluster) == before
 
 
-def test_a_canary_that_does_not_start_is_backed_out(cluster, package, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\n[ \"$1\" != --version ] || exec echo aegiskv 9\nexit 1\n")
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [("/nowhere/aegiskv.deb", "which is not there"), ("/etc/hostname", "which is no .deb, .rpm or .tar.gz")],
+)
+def test_no_node_is_stopped_for_a_file_that_is_no_package(cluster, named, why):
     before = pids(cluster)
-    made = packages.repack(package, "9.0.1-1", tmp_path, script=broken)
-    cluster.vars["aegiskv_package_file"] = str(made)
+    played = cluster.play("upgrade", "-e", f"aegiskv_package_file={named}", check=False)
+    assert played.code != 0
+    assert why in " ".join(played.why)
+    assert pids(cluster) == before
+    assert lease(cluster.hosts["kv1"]) is None
+
+
+BROKEN = {
+    "does not start": "#!/bin/sh\n[ \"$1\" != --version ] || exec echo aegiskv 9\nexit 1\n",
+    # It serves, and does not find the others, since it has another secret than they have.
+    "is never ready": "#!/bin/sh\n[ \"$1\" != --config ] || export AEGIS_GOSSIP_SECRET_FILE=/etc/aegiskv/token\n"
+    'exec /usr/bin/aegiskv.real "$@"\n',
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_canary_that_is_not_well_is_backed_out(cluster, package, tmp_path, how):
+    before, patience = pids(cluster), cluster.vars["aegiskv_wait_seconds"]
+    made = packages.repack(package, "9.0.1-1", tmp_path, script=BROKEN[how])
+    cluster.vars |= {"aegiskv_package_file": str(made), "aegiskv_wait_seconds": 15}
     try:
-        played = cluster.play("upgrade", check=False)
+        with Load(cluster) as load:
+            played = cluster.play("upgrade", check=False)
+        load.check()
     finally:
-        cluster.vars["aegiskv_package_file"] = str(package)
+        cluster.vars |= {"aegiskv_package_file": str(package), "aegiskv_wait_seconds": patience}
 
     assert played.code != 0
     assert "was not well with the new version, and is back at" in played.why[-1]

@@ -3,6 +3,8 @@
 import json
 import tarfile
 
+import pytest
+
 import host
 from control import operations, pids
 from load import Load
@@ -35,6 +37,7 @@ def test_secrets_rotate_without_a_moment_in_which_somebody_is_locked_out(cluster
     assert answered(cluster, cluster.secret("token")) == "200"
 
 
+@pytest.mark.long
 def test_a_rotation_that_was_ended_is_finished_by_the_next_run(cluster):
     """The last step has reached one node, as a run leaves it that was killed there."""
     old = cluster.secret("gossip-secret")
@@ -113,7 +116,7 @@ def test_a_host_that_was_lost_is_replaced(cluster):
     assert seen["shards"]["healthy"] == 16
 
 
-def test_what_was_backed_up_is_restored(cluster):
+def test_what_was_backed_up_is_restored_to_a_cluster_that_lost_all_its_disks(cluster):
     address = cluster.hosts["kv2"].address
     curl = ["curl", "-sS", "--fail", "--cacert", cluster.ca, *cluster.bearer()]
     url = f"https://{address}:7700/v1/kv"
@@ -124,8 +127,14 @@ def test_what_was_backed_up_is_restored(cluster):
     assert file.stat().st_mode & 0o777 == 0o600
     before = content(file)
     assert before["kept-7"] == "value 7"
-    for prefix in ("kept-", "load-", "from-"):
-        host.call(*curl, "-X", "DELETE", f"{url}?prefix={prefix}")
+    born = operations(cluster.hosts["kv1"], "/cluster")["cluster_id"]
+    for command in ("stop --no-block", "stop"):
+        for name in cluster.members:
+            cluster.hosts[name].run(f"systemctl {command} aegiskv")
+    for name in cluster.members:
+        cluster.hosts[name].run("find /var/lib/aegiskv -mindepth 1 -delete")
+    cluster.play("bootstrap")
+    assert operations(cluster.hosts["kv1"], "/cluster")["cluster_id"] != born
     assert json.loads(host.call(*curl, url))["keys"] == []
 
     cluster.play("restore", "-e", f"aegiskv_backup_file={file}")
@@ -137,6 +146,7 @@ def test_what_was_backed_up_is_restored(cluster):
         assert cluster.hosts[name].run("ls -d /tmp/*aegiskv; true") == ""
 
 
+@pytest.mark.long
 def test_a_bundle_for_support_has_what_all_nodes_say(cluster):
     cluster.hosts["kv2"].run("systemctl stop aegiskv")
     try:

@@ -8,7 +8,9 @@ import yaml
 
 import host
 from control import Control, eventually
+from packages import install
 
+pytestmark = pytest.mark.long
 OURS = "aegiskv"
 NFT_RULES = """\
 #!/usr/sbin/nft -f
@@ -74,20 +76,6 @@ def guarded(collections, tmp_path_factory):
             machine.run(LISTENER)
             assert machine.run("command -v nft")
         yield control
-
-
-def install(machine, packages, archives):
-    """Installs packages of Debian's on a host, which does not reach the archive itself."""
-    status = f"Dir::State::status={host.base()}/var/lib/dpkg/status"
-    into = f"Dir::Cache::archives={archives}"
-    archives.joinpath("partial").mkdir(exist_ok=True)
-    for left in archives.glob("*.deb"):
-        left.unlink()
-    apt = ["apt-get", "-qq", "-o", status, "-o", into, "-o", "APT::Sandbox::User=root"]
-    host.call(*apt, "--download-only", "--no-install-recommends", "-y", "install", *packages.split())
-    for file in archives.glob("*.deb"):
-        machine.send(file, f"/srv/{file.name}")
-    machine.run("DEBIAN_FRONTEND=noninteractive dpkg -i /srv/*.deb")
 
 
 def rules(machine):

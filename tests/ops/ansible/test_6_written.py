@@ -14,7 +14,7 @@ from control import tool
 from node import ROOT
 
 HERE = ROOT / "ansible"
-ROLES = ("aegiskv", "firewall")
+ROLES = ("aegiskv", "firewall", "monitoring")
 SANITY = (
     "action-plugin-docs",
     "compile",

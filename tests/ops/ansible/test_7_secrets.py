@@ -13,7 +13,10 @@ def test_no_secret_is_in_what_playbooks_said_nor_on_a_command_line_nor_in_a_jour
     said = {
         "playbooks": "\n".join(cluster.outputs),
         "command lines": "\n".join(command_lines),
-    } | {name: cluster.hosts[name].run("journalctl --no-pager -o cat") for name in cluster.members}
+    } | {
+        name: cluster.hosts[name].run("journalctl --no-pager -o cat")
+        for name in (*cluster.members, "mon1")
+    }
     assert "TASK [" in said["playbooks"]
     assert all("Started aegiskv.service" in said[name] for name in cluster.members)
 
