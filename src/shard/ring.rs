@@ -1,8 +1,8 @@
 //! A shard's recent records, for those who are a little behind.
 //!
 //! Invariant: the records stand without gaps up to the log's end; where nobody follows there are
-//! none. Together, the rings of a node keep to the budget's [`Budget::log_limit`] but for the last
-//! record of each, which always stays: a quarter of it is theirs in equal shares, half is whoever's
+//! none. Together, the rings of a node keep to the budget's [`Budget::log_limit`], but for the last
+//! record of one that a copy under way holds: a quarter of it is theirs in equal shares, half is whoever's
 //! comes first, and the last quarter is for those that a copy under way holds.
 
 use std::collections::VecDeque;
@@ -63,7 +63,8 @@ impl Ring {
 
     /// Lets go of what is beyond the bounds, which may have changed.
     pub(super) fn trim(&mut self) {
-        while self.records.len() > 1 && self.is_full() {
+        let least = usize::from(self.held_after.is_some());
+        while self.records.len() > least && self.is_full() {
             if let Some(first) = self.records.pop_front() {
                 self.count(-(bytes_of(&first).cast_signed() as i64));
             }
@@ -232,7 +233,7 @@ mod tests {
         assert!(kept(&budget) <= 16, "{}", kept(&budget));
         budget.configure(&Config { replication_log: 0, ..Config::default() });
         rings.iter_mut().for_each(Ring::trim);
-        assert_eq!(kept(&budget), 4, "the last of each stays");
+        assert_eq!(kept(&budget), 1, "the last of the one that is held stays");
     }
 
     #[test]
