@@ -342,8 +342,7 @@ def main():
     texts = report.figures(results)
     say("\n" + "\n\n".join(texts.values()))
     if not options.quick:
-        for part, text in texts.items():
-            report.write(options.out, part, text)
+        report.write(options.out, texts)
         say(f"written to {options.out}")
 
 

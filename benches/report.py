@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -187,10 +189,17 @@ def peer_figures(results):
     return "\n\n".join(texts)
 
 
-def write(path, part, text):
-    """Puts a part's figures between its marks in the document, and nowhere else."""
-    begin, end = (f"<!-- {part}: {word} -->" for word in ("begin", "end"))
+def write(path, texts):
+    """Puts each part's figures between its marks in the document, and nowhere else. Figures of
+    another commit are not left beside them, nor such of a tree that nobody can check out."""
     document = path.read_text()
-    head, rest = document.split(begin)
-    tail = rest.split(end)[1]
-    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}")
+    for part, text in texts.items():
+        begin, end = (f"<!-- {part}: {word} -->" for word in ("begin", "end"))
+        head, rest = document.split(begin)
+        tail = rest.split(end)[1]
+        document = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
+    commits = set(re.findall(r"^\| Commit \| (.*) \|$", document, re.MULTILINE))
+    if len(commits) != 1 or not re.fullmatch("[0-9a-f]+", *commits):
+        sys.exit(f"{path} is left as it was: its figures would be of {', '.join(sorted(commits))}; "
+                 "commit everything, and run all parts")
+    path.write_text(document)

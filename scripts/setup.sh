@@ -11,7 +11,7 @@ declare -A package=(
     [apt-ftparchive]=apt-utils [gpg]=gpg [gpg-agent]=gpg-agent [createrepo_c]=createrepo-c
     [rpmsign]=rpm [lintian]=lintian [rpmlint]=rpmlint [dnf]=dnf [shellcheck]=shellcheck
     [mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container [ssh]=openssh-client
-    [podman]=podman [runc]=runc [chromium]=chromium
+    [podman]=podman [runc]=runc [chromium]=chromium [valgrind]=valgrind [strace]=strace
 )
 
 need_commands() {
@@ -89,7 +89,7 @@ dist)
     ;;
 repo) need_commands apt-ftparchive gpg gpg-agent createrepo_c rpmsign ;;
 test)
-    need_commands cc make curl git python3
+    need_commands cc make curl git python3 valgrind strace
     # Debian keeps the virtual environments of its own Python in a package apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
     unpack_packages prometheus prometheus-alertmanager ||

@@ -89,13 +89,13 @@ end_build_ahead() {
 }
 
 # All of tests/ as arguments to cargo, but for tidy, which runs with the fast ones, for the
-# simulation, which is built in another way, and for the attacks, on what is published.
+# simulation, which is built in another way, and for attacks and costs, on what is published.
 integration_tests() {
     local file
     for file in tests/*.rs tests/*/main.rs; do
         [[ -f $file ]] || continue
         file=${file#tests/} file=${file%/main.rs} file=${file%.rs}
-        [[ $file == tidy || $file == simulation || $file == attacks ]] || printf -- '--test %s ' "$file"
+        [[ $file == tidy || $file == simulation || $file == attacks || $file == costs ]] || printf -- '--test %s ' "$file"
     done
 }
 
@@ -203,6 +203,8 @@ if [[ ${1:-all} != check ]]; then
     # Timed, so last: nothing is built beside them.
     part attacks 900 bash -c 'scripts/dist.sh build && AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
         tests --test attacks
+    part costs 300 bash -c 'AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
+        tests --test costs
     say_ignored
 fi
 dependency_checks

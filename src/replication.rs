@@ -152,9 +152,7 @@ impl Replication {
     /// When the log has failed.
     pub async fn carry_out(self: &Arc<Self>, mut work: Work) -> Result<(), wal::Error> {
         loop {
-            for envelope in work.messages.drain(..) {
-                self.carrier.send(&envelope);
-            }
+            self.send(&mut work);
             for (shard, staged) in work.copied.drain(..) {
                 self.finish_copy(shard, staged);
             }
@@ -163,6 +161,26 @@ impl Replication {
             }
             self.replica.wal().settle(Replica::to_settle(&work)).await?;
             self.replica.after_settling(Timestamp::now(), &mut work)?;
+        }
+    }
+
+    /// As [`Replication::carry_out`], for one of many writers: in mode `async` those that are ready
+    /// beside it have their turn before, so that whoever goes on first hands over what all of them
+    /// have logged.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn carry_out_together(self: &Arc<Self>, mut work: Work) -> Result<(), wal::Error> {
+        if self.replica.wal().mode() == wal::Mode::Async {
+            self.send(&mut work);
+            tokio::task::yield_now().await;
+        }
+        self.carry_out(work).await
+    }
+
+    fn send(&self, work: &mut Work) {
+        for envelope in work.messages.drain(..) {
+            self.carrier.send(&envelope);
         }
     }
 

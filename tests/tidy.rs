@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Lines a source file may have above its unit tests. Past 500 it is time to look for the
 /// second concept; this is where looking away ends.
@@ -498,4 +499,61 @@ fn a_path_of_one_machine_is_told_from_a_path_that_only_contains_it() {
         private_path_complaints(&[Source::new("a.sh", &text)], &private),
         [format!("a.sh:1: mentions `{}`", private[0])]
     );
+}
+
+/// Commits to src/ after which measured figures are taken for old.
+const FIGURES_COMMITS_MAX: u64 = 100;
+
+/// Whether figures are all of one commit, and not of one too old; `since` counts the commits to src/
+/// since one, if it is known.
+fn age_complaints(document: &str, since: impl Fn(&str) -> Option<u64>) -> Vec<String> {
+    let of = |line: &str| Some(line.strip_prefix("| Commit | ")?.strip_suffix(" |")?.to_owned());
+    let commits: BTreeSet<String> = document.lines().filter_map(of).collect();
+    let mut complaints = Vec::new();
+    if commits.len() != 1 {
+        complaints.push(format!("figures of {commits:?}: run `make bench` once for all"));
+    }
+    for commit in commits {
+        match since(&commit) {
+            Some(count) if count <= FIGURES_COMMITS_MAX => {}
+            Some(count) => complaints.push(format!(
+                "{count} commits to src/ since {commit}: run `make bench`, at most {FIGURES_COMMITS_MAX}"
+            )),
+            None => complaints.push(format!("{commit} is no commit")),
+        }
+    }
+    complaints
+}
+
+#[test]
+fn the_benchmarks_are_of_one_commit_and_not_an_old_one() {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").current_dir(root()).args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    // Without the history nobody can count: in a tarball, or a shallow clone.
+    if git(&["rev-parse", "--is-shallow-repository"]).is_none_or(|shallow| shallow == "true") {
+        return;
+    }
+    let since = |commit: &str| {
+        git(&["rev-list", "--count", &format!("{commit}..HEAD"), "--", "src"])?.parse().ok()
+    };
+    let document = fs::read_to_string(root().join("docs/benchmarks.md")).expect("it is there");
+    assert_no_complaints("benchmarks", &age_complaints(&document, since));
+}
+
+#[test]
+fn figures_that_are_mixed_or_old_are_found() {
+    let since = |commit: &str| match commit {
+        "a1" => Some(3),
+        "b2" => Some(101),
+        _ => None,
+    };
+    let of = |commits: &[&str]| {
+        let lines: Vec<String> = commits.iter().map(|c| format!("| Commit | {c} |\n")).collect();
+        age_complaints(&lines.concat(), since).len()
+    };
+    assert_eq!(of(&["a1", "a1"]), 0);
+    assert_eq!([of(&[]), of(&["b2"]), of(&["a1-dirty"]), of(&["a1", "b2"])], [1, 1, 1, 2]);
 }

@@ -163,6 +163,10 @@ fn in_words(answer: &Answer, is_guess: bool) -> String {
             node.shards,
         ),
     );
+    if node.recent_records_bytes > 0 {
+        let records = si(node.recent_records_bytes);
+        line("recent records", format!("up to {records}, for nodes that fall a little behind"));
+    }
     for loss in &answer.losses {
         line(&format!("one {} gone", loss.of), after(loss, *num_shards));
     }
@@ -189,7 +193,8 @@ fn in_words(answer: &Answer, is_guess: bool) -> String {
 
 fn set(answer: &Answer) -> String {
     let max_memory = answer.node.max_memory_mb << 20;
-    let free = 100.0 - answer.node.used_bytes as f64 * 100.0 / max_memory as f64;
+    let used = answer.node.used_bytes + answer.node.recent_records_bytes;
+    let free = 100.0 - used as f64 * 100.0 / max_memory as f64;
     format!("{}, that is {}, {free:.0}% of it free", answer.node.max_memory_mb, si(max_memory))
 }
 

@@ -136,6 +136,13 @@ impl<'a> Check<'a> {
             let mend = "give a number above 0 and at most 1";
             self.problem("eviction_ratio", format!("{ratio} is out of range"), mend);
         }
+        if self.sound(&["replication_log_mb", "max_memory_mb"])
+            && config.replication_log_bytes() > config.memory_bytes_max() / 2
+        {
+            let what =
+                format!("{} MB are more than half of max_memory_mb", config.replication_log_mb);
+            self.problem("replication_log_mb", what, "raise max_memory_mb, or lower this");
+        }
         if self.sound(&["max_value_bytes", "max_memory_mb"])
             && config.max_value_bytes > config.memory_bytes_max()
         {

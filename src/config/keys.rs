@@ -14,6 +14,7 @@ use super::setting::{
 };
 use super::tokens::NamedToken;
 use crate::logging;
+use crate::store::REPLICATION_LOG_PART;
 
 /// What is known of one key before any value is read.
 #[derive(Clone, Debug)]
@@ -210,6 +211,8 @@ keys! {
         eviction_ratio: f64 = "0.9", live, shared;
         /// What gives way when memory is short: `s3fifo`, the least useful entries; `none`, nothing, and writes are refused with 507.
         eviction_policy: EvictionPolicy = "s3fifo", live, shared;
+        /// Part of `max_memory_mb` that recent records may take, kept for nodes that fall a little behind and else need whole copies of shards; in MB, 0 for a sixteenth. Nothing is kept where a shard has one copy.
+        replication_log_mb: u64 = "0" in 0..=16_777_216, live, shared;
     }
     "The write-ahead log" {
         /// `off`: nothing is written to disk. `async`: an acknowledged write outlives the process. `sync`: it outlives a loss of power. The names `write` and `fsync` mean async and sync.
@@ -304,6 +307,14 @@ impl Config {
     /// Memory for keys and values, in bytes.
     pub fn memory_bytes_max(&self) -> u64 {
         self.max_memory_mb * MB
+    }
+
+    /// What records kept for other nodes may take of it, in bytes.
+    pub fn replication_log_bytes(&self) -> u64 {
+        match self.replication_log_mb {
+            0 => self.memory_bytes_max() / REPLICATION_LOG_PART,
+            mb => mb * MB,
+        }
     }
 
     /// Size at which a file of the log is closed, in bytes.

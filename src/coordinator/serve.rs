@@ -109,7 +109,7 @@ impl Data {
             Err(refusal) => Err(refusal),
         };
         // Also what made room is to be carried out.
-        if self.replication.carry_out(work).await.is_err() {
+        if self.replication.carry_out_together(work).await.is_err() {
             return Reply::Unknown;
         }
         match wait {

@@ -48,6 +48,8 @@ impl ShardCounts {
 pub struct Readings {
     /// Memory that entries take, overhead included.
     pub cache_size_bytes: u64,
+    /// Those of them that are records kept for other nodes.
+    pub replication_log_bytes: u64,
     /// Entries held.
     pub cache_items: u64,
     /// The memory limit in force.
@@ -97,6 +99,7 @@ pub struct Readings {
 #[derive(Debug)]
 pub(super) struct Gauges {
     cache_size: IntGauge,
+    replication_log: IntGauge,
     cache_items: IntGauge,
     cache_max: IntGauge,
     wal_bytes: IntGauge,
@@ -126,12 +129,17 @@ impl Gauges {
         Self {
             cache_size: t.gauge(
                 "aegis_cache_size_bytes",
-                "Memory that entries take, their overhead included.",
+                "Memory that entries take, their overhead included, and records kept for other nodes.",
+            ),
+            replication_log: t.gauge(
+                "aegis_replication_log_bytes",
+                "The part of that which is records kept for nodes that fall a little behind, at most \
+                 replication_log_mb. 0 where no shard has another copy.",
             ),
             cache_items: t.gauge("aegis_cache_items", "Entries held in memory."),
             cache_max: t.gauge(
                 "aegis_cache_max_bytes",
-                "Memory that entries may take (max_memory_mb).",
+                "Memory that entries and records kept for other nodes may take (max_memory_mb).",
             ),
             wal_bytes: t.gauge(
                 "aegis_wal_bytes",
@@ -216,6 +224,7 @@ impl Gauges {
     pub(super) fn set(&self, now: &Readings) {
         for (gauge, value) in [
             (&self.cache_size, now.cache_size_bytes),
+            (&self.replication_log, now.replication_log_bytes),
             (&self.cache_items, now.cache_items),
             (&self.cache_max, now.cache_max_bytes),
             (&self.wal_bytes, now.wal_bytes),

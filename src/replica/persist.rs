@@ -327,6 +327,7 @@ mod tests {
             max_memory: 1 << 20,
             eviction_ratio: 0.9,
             eviction_policy: EvictionPolicy::S3Fifo,
+            replication_log: 1 << 12,
         };
         let setting = Setting {
             me: Seat { node: NodeId(1), life: 1 },
@@ -334,7 +335,7 @@ mod tests {
             budget: Arc::new(Budget::new(&config)),
             keys: HashKeys::random(),
             source: 1,
-            ring_bytes_max: 1 << 10,
+            num_shards: 1,
         };
         Copies::new(Placement::new(1, 1), setting)
     }

@@ -34,9 +34,6 @@ const SNAPSHOT_AFTER_SEGMENTS: u64 = 4;
 /// Pause after a snapshot that failed.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(30);
 
-/// Bytes of recent records that are kept for copies that are a little behind, over all shards.
-pub(crate) const RING_BYTES_MAX: usize = 128 << 20;
-
 /// Everything that outlasts the process, open.
 #[derive(Debug)]
 pub(super) struct Data {
@@ -171,7 +168,7 @@ fn load_with(
         budget,
         keys: HashKeys::random(),
         source: getrandom::u64()?,
-        ring_bytes_max: RING_BYTES_MAX / usize::from(placement.num_shards()),
+        num_shards: placement.num_shards(),
     };
     let mut copies = Copies::new(placement, setting);
     let location = wal::Location { dir: config.wal_dir(), cluster_id, seed };

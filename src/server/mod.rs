@@ -60,7 +60,6 @@ use data::{Data, LoadProgress};
 use node::Node;
 use upkeep::Sweeper;
 
-pub(crate) use data::RING_BYTES_MAX;
 pub use recover::{Recovered, recover};
 pub use removal::Removed;
 
@@ -503,6 +502,7 @@ fn store_config(config: &Config) -> crate::store::Config {
             crate::config::EvictionPolicy::S3Fifo => EvictionPolicy::S3Fifo,
             crate::config::EvictionPolicy::None => EvictionPolicy::None,
         },
+        replication_log: config.replication_log_bytes(),
     }
 }
 

@@ -167,6 +167,7 @@ impl Node {
         if let Some(data) = self.data.get() {
             let budget = data.replica.budget();
             readings.cache_size_bytes = budget.used();
+            readings.replication_log_bytes = budget.log();
             readings.cache_items = budget.items();
             readings.cache_max_bytes = budget.limit();
             readings.wal_bytes = data.replica.wal().bytes();

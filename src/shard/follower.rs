@@ -304,14 +304,15 @@ mod tests {
         Seat { node: NodeId(node), life: 1 }
     }
 
-    fn copy(node: u64, ring_bytes_max: usize) -> Shard {
+    fn copy(node: u64, replication_log: u64) -> Shard {
+        let config = Config { replication_log, ..Config::default() };
         let setting = Setting {
             me: seat(node),
             region: 0,
-            budget: Arc::new(Budget::new(&Config::default())),
+            budget: Arc::new(Budget::new(&config)),
             keys: HashKeys::seeded(node),
             source: node,
-            ring_bytes_max,
+            num_shards: 1,
         };
         Shard::new(SHARD, Arc::new(setting))
     }

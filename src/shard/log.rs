@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Setting;
 use super::history::History;
 use super::requests::{Outcome, Recall, Requests};
 use super::ring::Ring;
@@ -23,12 +24,12 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(shard: ShardId, region: u8, ring_bytes_max: usize) -> Self {
+    pub(super) fn new(shard: ShardId, setting: &Setting) -> Self {
         Self {
             shard,
-            region,
+            region: setting.region,
             history: History::default(),
-            ring: Ring::new(ring_bytes_max),
+            ring: Ring::new(setting.budget.clone(), setting.num_shards),
             clock: Clock::default(),
             requests: Requests::default(),
         }

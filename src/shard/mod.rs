@@ -76,14 +76,14 @@ pub struct Setting {
     pub me: Seat,
     /// This cluster's region index, 0 to 7.
     pub region: u8,
-    /// The memory that tables are charged to.
+    /// The memory that tables and recent records are charged to.
     pub budget: Arc<Budget>,
     /// Keys the tables' hashes, in this process alone.
     pub keys: HashKeys,
     /// Another number in each process: places in a table are good only within one.
     pub source: u64,
-    /// Bytes of recent records that each shard keeps for copies that are a little behind.
-    pub ring_bytes_max: usize,
+    /// The shards there are, which share the room for recent records.
+    pub num_shards: u16,
 }
 
 /// One copy of a shard.
@@ -198,7 +198,7 @@ impl Shard {
         let table = Table::new(setting.budget.clone(), setting.keys.clone());
         Self {
             id,
-            log: Log::new(id, setting.region, setting.ring_bytes_max),
+            log: Log::new(id, &setting),
             table,
             fence: 0,
             restored_fence: 0,
@@ -355,6 +355,7 @@ impl Shard {
         }
         // Once: told of it again after a restart, the log has begun anew already.
         let unclean = configuration.unclean && mine && self.last().epoch < epoch;
+        self.log.ring.follow(configuration.seats().len() > 1);
         self.configuration = Some(configuration);
         if unclean {
             let ahead = Timestamp(now.0 + VERSION_LEAP_MILLIS);
@@ -439,6 +440,7 @@ impl Shard {
 
     /// Some 50 ms have passed: says again what had no answer.
     pub fn tick(&mut self, now: Timestamp, out: &mut Outputs) {
+        self.log.ring.trim();
         self.tick_copying(out);
         match &mut self.role {
             Role::Follower => self.tick_follower(out),

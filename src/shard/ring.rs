@@ -1,43 +1,73 @@
 //! A shard's recent records, for those who are a little behind.
 //!
-//! Invariant: the records stand without gaps up to the log's end. Bounded in bytes, except that
-//! the last record always stays, and that a copy under way may hold on to more, within a bound.
+//! Invariant: the records stand without gaps up to the log's end; where nobody follows there are
+//! none. Together, the rings of a node keep to the budget's [`Budget::log_limit`], but for the last
+//! record of one that a copy under way holds: a quarter of it is theirs in equal shares, half is whoever's
+//! comes first, and the last quarter is for those that a copy under way holds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::entry::{Effect, Record, Version};
-
-/// How many times its bytes a ring may hold while a copy of the shard is under way.
-const HELD_FACTOR: usize = 16;
+use crate::store::Budget;
 
 /// Bytes of records in one message; a single record may be longer. With an entry of a copy beside
 /// them they fit a frame between nodes.
 const TAIL_BYTES_MAX: usize = 16 << 20;
 
-/// What a record occupies beside its key and value, in bytes, or a little more.
-const RECORD_FIXED_BYTES: usize = 192;
+/// What a record occupies beside its key and value, in bytes, or a little more: with its place in
+/// the ring, its counts of handles, and what the allocator rounds up.
+const RECORD_FIXED_BYTES: usize = size_of::<Record>() + 96;
 
 /// The end of a log.
 #[derive(Debug)]
 pub(super) struct Ring {
     records: VecDeque<Arc<Record>>,
-    bytes: usize,
-    bytes_max: usize,
+    bytes: u64,
+    budget: Arc<Budget>,
+    /// How many rings share the budget.
+    rings: u64,
+    /// Whether there are other copies, which may ask for records.
+    is_followed: bool,
     /// Records behind this number are wanted by a copy under way.
     held_after: Option<u64>,
 }
 
 impl Ring {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        Self { records: VecDeque::new(), bytes: 0, bytes_max, held_after: None }
+    pub(super) fn new(budget: Arc<Budget>, rings: u16) -> Self {
+        let rings = u64::from(rings);
+        let records = VecDeque::new();
+        Self { records, bytes: 0, budget, rings, is_followed: true, held_after: None }
+    }
+
+    /// Keeps records from here on, or, where nobody follows, none.
+    pub(super) fn follow(&mut self, is_followed: bool) {
+        self.is_followed = is_followed;
+        if !is_followed {
+            self.clear();
+        }
+    }
+
+    /// Whether records are kept.
+    pub(super) fn is_followed(&self) -> bool {
+        self.is_followed
     }
 
     pub(super) fn push(&mut self, record: Arc<Record>) {
-        self.bytes += bytes_of(&record);
-        self.records.push_back(record);
-        while self.records.len() > 1 && self.bytes > self.bytes_max && !self.holds_first() {
-            self.drop_first();
+        if self.is_followed {
+            self.count(bytes_of(&record).cast_signed() as i64);
+            self.records.push_back(record);
+            self.trim();
+        }
+    }
+
+    /// Lets go of what is beyond the bounds, which may have changed.
+    pub(super) fn trim(&mut self) {
+        let least = usize::from(self.held_after.is_some());
+        while self.records.len() > least && self.is_full() {
+            if let Some(first) = self.records.pop_front() {
+                self.count(-(bytes_of(&first).cast_signed() as i64));
+            }
         }
     }
 
@@ -74,14 +104,15 @@ impl Ring {
         while let Some(last) = self.records.back()
             && last.position.seq > seq
         {
-            self.bytes -= bytes_of(last);
+            let bytes = bytes_of(last).cast_signed() as i64;
             self.records.pop_back();
+            self.count(-bytes);
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.records.clear();
-        self.bytes = 0;
+        self.records = VecDeque::new();
+        self.count(-self.bytes.cast_signed());
     }
 
     /// Holds what comes behind number `seq` for a copy under way, as far as memory allows; or
@@ -90,16 +121,24 @@ impl Ring {
         self.held_after = seq;
     }
 
-    fn holds_first(&self) -> bool {
+    fn is_full(&self) -> bool {
+        let quarter = self.budget.log_limit() / 4;
         let first = self.records.front().map_or(0, |record| record.position.seq);
-        self.held_after.is_some_and(|seq| first > seq)
-            && self.bytes <= self.bytes_max.saturating_mul(HELD_FACTOR)
+        let is_held = self.held_after.is_some_and(|seq| first > seq);
+        let common = if is_held { 3 * quarter } else { 2 * quarter };
+        self.bytes > quarter / self.rings && self.budget.log() > common
     }
 
-    fn drop_first(&mut self) {
-        if let Some(first) = self.records.pop_front() {
-            self.bytes -= bytes_of(&first);
-        }
+    fn count(&mut self, change: i64) {
+        let before = self.bytes;
+        self.bytes = before.wrapping_add_signed(change);
+        self.budget.settle_log(before, self.bytes);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -117,6 +156,7 @@ pub(super) fn bytes_of(record: &Record) -> usize {
 mod tests {
     use super::*;
     use crate::entry::{Position, RequestId, ShardId, Verdict};
+    use crate::store::Config;
 
     fn record(seq: u64) -> Arc<Record> {
         Arc::new(Record {
@@ -135,9 +175,21 @@ mod tests {
         ring.after(seq).map(|records| records.map(|r| r.position.seq).collect())
     }
 
+    /// A budget for so many records, and so many rings that share it.
+    fn rings<const N: usize>(records: u64) -> (Arc<Budget>, [Ring; N]) {
+        let replication_log = records * RECORD_FIXED_BYTES as u64;
+        let budget = Arc::new(Budget::new(&Config { replication_log, ..Config::default() }));
+        let rings = std::array::from_fn(|_| Ring::new(budget.clone(), N as u16));
+        (budget, rings)
+    }
+
+    fn kept(budget: &Budget) -> u64 {
+        budget.log() / RECORD_FIXED_BYTES as u64
+    }
+
     #[test]
     fn old_records_go_and_whoever_needs_them_is_told() {
-        let mut ring = Ring::new(3 * RECORD_FIXED_BYTES);
+        let (budget, [mut ring]) = rings(6);
         assert_eq!(after(&ring, 0), None);
         (5..10).for_each(|seq| ring.push(record(seq)));
         assert_eq!(after(&ring, 6), Some(vec![7, 8, 9]));
@@ -145,18 +197,54 @@ mod tests {
         assert_eq!(after(&ring, 5), None);
         ring.cut(7);
         assert_eq!(after(&ring, 6), Some(vec![7]));
+        assert_eq!((kept(&budget), budget.used()), (1, RECORD_FIXED_BYTES as u64));
+        drop(ring);
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]
-    fn a_copy_under_way_holds_what_it_will_need() {
-        let mut ring = Ring::new(RECORD_FIXED_BYTES);
+    fn a_copy_under_way_holds_what_it_will_need_within_the_bound() {
+        let (budget, [mut ring]) = rings(8);
         ring.push(record(1));
         ring.hold(Some(1));
-        (2..6).for_each(|seq| ring.push(record(seq)));
-        assert_eq!(after(&ring, 1), Some(vec![2, 3, 4, 5]));
+        (2..7).for_each(|seq| ring.push(record(seq)));
+        assert_eq!(after(&ring, 1), Some(vec![2, 3, 4, 5, 6]));
+        (7..50).for_each(|seq| ring.push(record(seq)));
+        assert_eq!((kept(&budget), after(&ring, 42)), (6, None));
         ring.hold(None);
-        ring.push(record(6));
-        assert_eq!(after(&ring, 5), Some(vec![6]));
-        assert_eq!(after(&ring, 4), None);
+        ring.trim();
+        assert_eq!(after(&ring, 45), Some(vec![46, 47, 48, 49]));
+        assert_eq!(after(&ring, 44), None);
+    }
+
+    #[test]
+    fn all_rings_together_keep_to_one_bound_and_none_is_starved() {
+        let (budget, mut rings) = rings::<4>(16);
+        rings[0].hold(Some(0));
+        for seq in 1..100 {
+            rings[0].push(record(seq));
+            assert!(kept(&budget) <= 16);
+        }
+        assert_eq!(kept(&budget), 12);
+        for ring in &mut rings[1..] {
+            (1..10).for_each(|seq| ring.push(record(seq)));
+            assert_eq!(after(ring, 8), Some(vec![9]));
+        }
+        assert!(kept(&budget) <= 16, "{}", kept(&budget));
+        budget.configure(&Config { replication_log: 0, ..Config::default() });
+        rings.iter_mut().for_each(Ring::trim);
+        assert_eq!(kept(&budget), 1, "the last of the one that is held stays");
+    }
+
+    #[test]
+    fn where_nobody_follows_nothing_is_kept() {
+        let (budget, [mut ring]) = rings(8);
+        ring.push(record(1));
+        ring.follow(false);
+        ring.push(record(2));
+        assert_eq!((after(&ring, 1), budget.log()), (None, 0));
+        ring.follow(true);
+        ring.push(record(3));
+        assert_eq!((after(&ring, 1), after(&ring, 2)), (None, Some(vec![3])));
     }
 }

@@ -24,6 +24,7 @@ fn copy(node: u64) -> Shard {
         max_memory: 1 << 20,
         eviction_ratio: 0.9,
         eviction_policy: EvictionPolicy::S3Fifo,
+        replication_log: 1 << 18,
     };
     let setting = Setting {
         me: seat(node),
@@ -31,7 +32,7 @@ fn copy(node: u64) -> Shard {
         budget: Arc::new(Budget::new(&config)),
         keys: HashKeys::seeded(node),
         source: node,
-        ring_bytes_max: 1 << 16,
+        num_shards: 1,
     };
     Shard::new(ShardId(0), Arc::new(setting))
 }

@@ -236,7 +236,8 @@ impl Shard {
             content_type: found.entry.content_type(),
         });
         let (effect, verdict) = operation.judge(condition, live, now);
-        (detached(effect), verdict)
+        let is_kept = self.log.ring.is_followed();
+        (if is_kept { detached(effect) } else { effect }, verdict)
     }
 
     /// What breaks a rule: see `mutation`.

@@ -1,8 +1,9 @@
-//! The memory that all tables of a node share, counted and bounded.
+//! The memory that all tables of a node share with the records kept for other nodes, counted and
+//! bounded.
 //!
 //! Invariant: outside a table's own call, `used` is the sum of what the tables' entries, indexes
-//! and memories of departed keys occupy, in allocator usable sizes. The budget only counts and
-//! compares; evicting or refusing is up to whoever writes.
+//! and memories of departed keys occupy, in allocator usable sizes, and of what is kept of the
+//! shards' logs. The budget only counts and compares; evicting or refusing is up to whoever writes.
 //!
 //! Caveats: memory of removed entries that are still being sent to a client is not counted here (the
 //! client API bounds it), nor what the allocator keeps for itself (a few per cent).
@@ -28,6 +29,9 @@ pub struct Config {
     pub eviction_ratio: f64,
     /// What gives way (`eviction_policy`).
     pub eviction_policy: EvictionPolicy,
+    /// The part of the limit that records kept for other nodes may take, in bytes
+    /// (`replication_log_mb`).
+    pub replication_log: u64,
 }
 
 impl Default for Config {
@@ -36,9 +40,13 @@ impl Default for Config {
             max_memory: 1024 << 20,
             eviction_ratio: 0.9,
             eviction_policy: EvictionPolicy::default(),
+            replication_log: (1024 << 20) / REPLICATION_LOG_PART,
         }
     }
 }
+
+/// Records kept for other nodes take this part of the limit, where nothing else is said.
+pub const REPLICATION_LOG_PART: u64 = 16;
 
 /// The node's memory budget, shared by its tables.
 #[derive(Debug)]
@@ -48,6 +56,8 @@ pub struct Budget {
     limit: AtomicU64,
     watermark: AtomicU64,
     evicts: AtomicU8,
+    log: AtomicU64,
+    log_limit: AtomicU64,
 }
 
 impl Budget {
@@ -59,6 +69,8 @@ impl Budget {
             limit: AtomicU64::new(0),
             watermark: AtomicU64::new(0),
             evicts: AtomicU8::new(0),
+            log: AtomicU64::new(0),
+            log_limit: AtomicU64::new(0),
         };
         budget.configure(config);
         budget
@@ -72,11 +84,27 @@ impl Budget {
         self.limit.store(config.max_memory, Ordering::Relaxed);
         self.watermark.store(watermark.min(config.max_memory), Ordering::Relaxed);
         self.evicts.store(u8::from(evicts), Ordering::Relaxed);
+        self.log_limit.store(config.replication_log, Ordering::Relaxed);
     }
 
     /// Bytes in use.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.used.load(Ordering::Relaxed) + self.log()
+    }
+
+    /// Those of them that are records kept for other nodes.
+    pub fn log(&self) -> u64 {
+        self.log.load(Ordering::Relaxed)
+    }
+
+    /// What records kept for other nodes may take, in bytes.
+    pub fn log_limit(&self) -> u64 {
+        self.log_limit.load(Ordering::Relaxed)
+    }
+
+    /// Records kept for other nodes have come or gone.
+    pub fn settle_log(&self, before: u64, after: u64) {
+        self.log.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
     /// Entries held, expired ones that are not yet removed included.
@@ -144,14 +172,21 @@ mod tests {
 
     #[test]
     fn watermark_and_limit_follow_the_configuration_live() {
-        let config =
-            Config { max_memory: 1000, eviction_ratio: 0.5, eviction_policy: EvictionPolicy::None };
+        let config = Config {
+            max_memory: 1000,
+            eviction_ratio: 0.5,
+            eviction_policy: EvictionPolicy::None,
+            replication_log: 100,
+        };
         let budget = Budget::new(&config);
         budget.settle(Charge::default(), Charge { bytes: 600, items: 3 });
         assert_eq!((budget.used(), budget.items(), budget.excess()), (600, 3, 100));
         assert!(budget.over_watermark());
         assert!(!budget.would_exceed_limit(400) && budget.would_exceed_limit(401));
         assert_eq!(budget.policy(), EvictionPolicy::None);
+        budget.settle_log(0, 50);
+        assert_eq!((budget.used(), budget.log(), budget.excess()), (650, 50, 150));
+        budget.settle_log(50, 0);
         budget.configure(&Config { max_memory: 2000, ..Config::default() });
         assert_eq!((budget.excess(), budget.policy()), (0, EvictionPolicy::S3Fifo));
         budget.settle(Charge { bytes: 600, items: 3 }, Charge::default());

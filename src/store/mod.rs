@@ -19,7 +19,7 @@ mod page;
 mod queues;
 mod table;
 
-pub use budget::{Budget, Config, EvictionPolicy};
+pub use budget::{Budget, Config, EvictionPolicy, REPLICATION_LOG_PART};
 pub use entry::Entry;
 pub use index::HashKeys;
 pub use table::{Candidate, Found, Lookup, Table, View, size_of_entry};

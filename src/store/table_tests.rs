@@ -15,7 +15,12 @@ const START: Timestamp = Timestamp(0);
 
 fn budget(max_memory: u64) -> Arc<Budget> {
     let eviction_policy = EvictionPolicy::S3Fifo;
-    Arc::new(Budget::new(&Config { max_memory, eviction_ratio: 0.9, eviction_policy }))
+    Arc::new(Budget::new(&Config {
+        max_memory,
+        eviction_ratio: 0.9,
+        eviction_policy,
+        replication_log: 0,
+    }))
 }
 
 fn table() -> Table {

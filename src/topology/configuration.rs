@@ -99,7 +99,12 @@ impl Configuration {
     /// says of each.
     pub fn reached_by(&self, copies: Copies, mut reached: impl FnMut(Seat) -> u64) -> u64 {
         let of_set = |set: &[Seat]| {
-            let mut numbers: Vec<u64> = set.iter().map(|seat| reached(*seat)).collect();
+            let (mut few, mut many) = ([0; 8], Vec::new());
+            let numbers = few.get_mut(..set.len()).unwrap_or_else(|| {
+                many.resize(set.len(), 0);
+                &mut many
+            });
+            numbers.iter_mut().zip(set).for_each(|(number, seat)| *number = reached(*seat));
             numbers.sort_unstable_by(|a, b| b.cmp(a));
             match copies.of(set.len()) {
                 0 => u64::MAX,

@@ -125,7 +125,7 @@ fn replica(setup: &Setup, dir: PathBuf, metrics: &Arc<Metrics>) -> Replica {
         budget,
         keys: HashKeys::random(),
         source: 1,
-        ring_bytes_max: 64 << 10,
+        num_shards: 16,
     };
     let copies = Copies::new(Placement::new(3, 16), setting);
     Replica::new(copies, wal, Arc::clone(metrics))

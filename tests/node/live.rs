@@ -41,7 +41,7 @@ seen! {
     clients: drain_timeout, max_conns, read_timeout, write_timeout, rate_limit, rate_burst,
         allowed_hosts, allowed_origins, max_memory_mb, eviction_ratio, eviction_policy,
         write_quorum, auth_token, auth_token_file, auth_tokens, log_level;
-    cluster: addrs, when_removed, read_quorum, suspect_timeout, dead_timeout, rebalance_delay, gossip_secret,
+    cluster: addrs, when_removed, replication_log_mb, read_quorum, suspect_timeout, dead_timeout, rebalance_delay, gossip_secret,
         gossip_secret_file;
     tls: tls_cert_file, tls_key_file, tls_ca_file;
 }

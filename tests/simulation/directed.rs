@@ -65,6 +65,7 @@ impl Copied {
             max_memory: 1 << 30,
             eviction_ratio: 0.9,
             eviction_policy: EvictionPolicy::None,
+            replication_log: 16 << 20,
         };
         let shard = |node| {
             let setting = Setting {
@@ -73,7 +74,7 @@ impl Copied {
                 budget: Arc::new(Budget::new(&config)),
                 keys: HashKeys::seeded(node),
                 source: node,
-                ring_bytes_max: 16 << 20,
+                num_shards: 1,
             };
             Shard::new(ShardId(0), Arc::new(setting))
         };

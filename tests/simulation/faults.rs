@@ -155,10 +155,12 @@ impl World {
     }
 
     fn evict(&mut self, machine: usize) {
+        let replication_log = self.plan.setup.replication_log;
         let config = |max_memory, eviction_ratio| Config {
             max_memory,
             eviction_ratio,
             eviction_policy: EvictionPolicy::S3Fifo,
+            replication_log,
         };
         let _ = self.act(machine, |replica, now, work| {
             replica.budget().configure(&config(1 << 30, 0.000_000_001));

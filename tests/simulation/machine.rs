@@ -28,7 +28,7 @@ const DIR: &str = "/data";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     pub(crate) shards: u16,
-    pub(crate) ring_bytes_max: usize,
+    pub(crate) replication_log: u64,
     pub(crate) segment_bytes_max: u64,
     /// A rule that is broken: a node that lost its memory comes back as if it had not.
     pub(crate) keeps_life: bool,
@@ -310,6 +310,7 @@ fn setting(me: Seat, setup: &Setup, seed: u64, source: u64) -> Setting {
         max_memory: 1 << 30,
         eviction_ratio: 0.9,
         eviction_policy: EvictionPolicy::S3Fifo,
+        replication_log: setup.replication_log,
     };
     Setting {
         me,
@@ -317,7 +318,7 @@ fn setting(me: Seat, setup: &Setup, seed: u64, source: u64) -> Setting {
         budget: Arc::new(Budget::new(&config)),
         keys: HashKeys::seeded(seed),
         source,
-        ring_bytes_max: setup.ring_bytes_max,
+        num_shards: setup.shards,
     }
 }
 

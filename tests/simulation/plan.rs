@@ -113,7 +113,7 @@ impl Plan {
         Self {
             setup: Setup {
                 shards: 1 + u16::from(dice.chance(250)),
-                ring_bytes_max: [1, 1_200, 5_000, 1 << 20, 1 << 20][dice.below(5)],
+                replication_log: [1, 2_400, 10_000, 1 << 20, 1 << 20][dice.below(5)],
                 segment_bytes_max: [600, 2_000, 8_000][dice.below(3)],
                 keeps_life: false,
             },

@@ -57,7 +57,7 @@ pub(crate) fn any_order(plan: &mut Plan) {
     begin(plan, &[Fault::CutOff, Fault::CutOneWay, Fault::Pause], 30_000);
     (plan.operations_each, plan.keys, plan.think_max) = (9, 3, 20_000);
     (plan.doubled, plan.late, plan.delay_max) = (300, 50, 20_000);
-    (plan.setup.ring_bytes_max, plan.moods.moves) = (1 << 20, 100);
+    (plan.setup.replication_log, plan.moods.moves) = (1 << 20, 100);
 }
 
 /// A machine has said more than its disk kept, and is back while it is still named primary.

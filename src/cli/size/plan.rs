@@ -15,8 +15,7 @@ use serde::Serialize;
 use crate::config::Key;
 use crate::entry::{KEY_BYTES_CEILING, ShardId};
 use crate::peer::OUTBOX_BYTES_MAX;
-use crate::server::RING_BYTES_MAX;
-use crate::store::size_of_entry;
+use crate::store::{REPLICATION_LOG_PART, size_of_entry};
 use crate::topology::NodeId;
 use crate::topology::placement::{Relocation, Room, Rooms};
 
@@ -128,6 +127,8 @@ pub(super) struct Node {
     pub(super) shards: u64,
     /// Keys and values of these shards, with what each item costs beside.
     pub(super) used_bytes: u64,
+    /// What records kept for other nodes take beside, at most.
+    pub(super) recent_records_bytes: u64,
     /// For the key of that name.
     pub(super) max_memory_mb: u64,
     pub(super) machine_bytes: u64,
@@ -176,12 +177,14 @@ pub(super) fn answer(question: &Question) -> Answer {
     }
     let used_bytes = used(layout.fullest);
     let worst = losses.iter().map(|loss| loss.used_bytes).max().unwrap_or(0);
+    let copies = question.replication_factor.min(nodes);
+    let log = if copies > 1 { 1.0 / REPLICATION_LOG_PART as f64 } else { 0.0 };
     let ratio = eviction_ratio();
-    let free_now = used_bytes as f64 / (1.0 - question.headroom).min(ratio);
-    let max_memory_mb = (free_now.max(worst as f64 / ratio) / f64::from(1 << 20)).ceil() as u64;
+    let free_now = used_bytes as f64 / ((1.0 - question.headroom).min(ratio) - log);
+    let worst = worst as f64 / (ratio - log);
+    let max_memory_mb = (free_now.max(worst) / f64::from(1 << 20)).ceil() as u64;
     let max_memory = max_memory_mb << 20;
 
-    let copies = question.replication_factor.min(nodes);
     let mut answer = Answer {
         data_bytes: amount.data_bytes,
         items: amount.items,
@@ -195,6 +198,7 @@ pub(super) fn answer(question: &Question) -> Answer {
         node: Node {
             shards: layout.fullest,
             used_bytes,
+            recent_records_bytes: (max_memory as f64 * log) as u64,
             max_memory_mb,
             machine_bytes: machine_bytes(max_memory, nodes),
             disk_bytes: (max_memory as f64 * DISK_SHARE) as u64 + DISK_BYTES,
@@ -216,7 +220,6 @@ fn machine_bytes(max_memory: u64, nodes: u64) -> u64 {
     (max_memory as f64 * ALLOCATOR_SHARE) as u64
         + SYSTEM_BYTES
         + CONNECTION_BYTES * number("max_conns")
-        + RING_BYTES_MAX as u64
         + crate::api::held_bytes_max(max_memory) as u64
         + OUTBOX_BYTES_MAX as u64 * (nodes - 1)
 }
@@ -491,11 +494,12 @@ mod tests {
         assert_eq!(answer.node.shards, 154);
         assert_eq!(gigabytes(answer.node.used_bytes), 60.2);
         assert_eq!(losses(&question(5)), [("node", 4, 0, 75.0)]);
-        // 75 GB by 0.9 is more than 60 GB by 0.8.
-        assert_eq!(gigabytes(answer.node.max_memory_mb << 20), 83.4);
-        // 1.1 x 83.36 + 0.3 + 0.25 + 0.13 + 0.54 + 4 x 0.067, and 3.5 x 83.35 + 1.
-        assert_eq!(gigabytes(answer.node.machine_bytes), 93.2);
-        assert_eq!(gigabytes(answer.node.disk_bytes), 292.7);
+        // A sixteenth is for recent records: 75 GB by 0.8375 is more than 60 GB by 0.7375.
+        assert_eq!(gigabytes(answer.node.max_memory_mb << 20), 89.6);
+        assert_eq!(gigabytes(answer.node.recent_records_bytes), 5.6);
+        // 1.1 x 89.57 + 0.3 + 0.25 + 0.54 + 4 x 0.067, and 3.5 x 89.57 + 1.
+        assert_eq!(gigabytes(answer.node.machine_bytes), 99.9);
+        assert_eq!(gigabytes(answer.node.disk_bytes), 314.5);
         assert_eq!(answer.warnings, [""; 0]);
     }
 
@@ -506,10 +510,10 @@ mod tests {
             (gigabytes(answer(&question).node.max_memory_mb << 20), warned(&question))
         };
         assert_eq!(losses(&question(3)), [("node", 2, 0, 100.0)]);
-        assert_eq!(with(20.0), (125.0, String::new()));
-        assert_eq!(with(50.0), (200.1, String::new()));
+        assert_eq!(with(20.0), (135.6, String::new()));
+        assert_eq!(with(50.0), (228.6, String::new()));
         let (size, warning) = with(5.0);
-        assert_eq!(size, 111.1);
+        assert_eq!(size, 119.4);
         assert!(warning.contains("eviction begins at 90%"), "{warning}");
     }
 

@@ -254,6 +254,7 @@ fn serving() -> Status {
         stop_lease: None,
         readings: Readings {
             cache_size_bytes: 1000,
+            replication_log_bytes: 100,
             cache_items: 10,
             cache_max_bytes: 5000,
             wal_bytes: 4096,

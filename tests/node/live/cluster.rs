@@ -26,11 +26,16 @@ async fn nodes(count: usize, settings: Value) -> (Vec<Home>, Vec<Node>) {
     (homes, nodes)
 }
 
+/// A sample of a node's metrics; 0 if there is none.
+async fn sample(node: &Node, name: &str) -> f64 {
+    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0.0, |n| n.parse().unwrap())
+}
+
 /// How often a node refused others for that reason.
 async fn refused(node: &Node, reason: &str) -> f64 {
-    let text = http().get(node.ops_url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let sample = format!("aegis_peer_refusals_total{{reason=\"{reason}\"}} ");
-    text.lines().find_map(|line| line.strip_prefix(&sample)).map_or(0.0, |n| n.parse().unwrap())
+    sample(node, &format!("aegis_peer_refusals_total{{reason=\"{reason}\"}}")).await
 }
 
 /// A node that is given another cluster's address knocks there, and is refused.
@@ -70,6 +75,29 @@ pub(super) async fn when_removed() {
     eventually(knows, "word of its removal").await;
     reload(&mut homes[2], &removed, json!({ "when_removed": "exit" })).await;
     assert_eq!(removed.wait(PATIENCE).code(), Some(10));
+}
+
+/// What a node keeps for others: so much as it is told, and nothing while it is alone.
+pub(super) async fn replication_log_mb() {
+    const KB: f64 = 1024.0;
+    let fill = async |node: &Node| {
+        for n in 0..64 {
+            assert_eq!(put(node, &format!("k{n}"), 100 << 10).await / 100, 2);
+        }
+    };
+    let kept = async |node: &Node| sample(node, "aegis_replication_log_bytes").await;
+    let alone = Home::new(json!({}));
+    let node = alone.start().await;
+    fill(&node).await;
+    assert_eq!(kept(&node).await, 0.0);
+
+    let settings = json!({ "replication_factor": 2, "replication_log_mb": 16 });
+    let (mut homes, nodes) = nodes(2, settings).await;
+    fill(&nodes[0]).await;
+    assert!(kept(&nodes[0]).await > 6000.0 * KB, "{}", kept(&nodes[0]).await);
+    assert!(sample(&nodes[0], "aegis_cache_size_bytes").await > 12_000.0 * KB);
+    reload(&mut homes[0], &nodes[0], json!({ "replication_log_mb": 2 })).await;
+    eventually(async || kept(&nodes[0]).await <= 2048.0 * KB, "less").await;
 }
 
 pub(super) async fn read_quorum() {
