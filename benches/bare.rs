@@ -3,11 +3,12 @@
 //! the same runtime and allocator, and storing nothing. What AegisKV loses against them
 //! is what keeping data costs.
 //!
-//! `bare hyper|axum ADDRESS` serves until it is killed.
+//! `bare hyper|axum ADDRESS [BYTES]` serves until it is killed; BYTES are a value's, 100 if unsaid.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use axum::Router;
 use axum::extract::Path;
@@ -25,8 +26,12 @@ use tokio::net::TcpListener;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What every GET answers: the size of the values the run stores.
-static VALUE: [u8; 100] = [b'v'; 100];
+/// What every GET answers: as many bytes as the values that the run stores.
+static VALUE: OnceLock<Bytes> = OnceLock::new();
+
+fn value() -> Full<Bytes> {
+    Full::new(VALUE.get().cloned().unwrap_or_default())
+}
 
 /// The headers of a GET beside `Content-Length` and `Date`.
 const READ_HEADERS: [(HeaderName, HeaderValue); 5] = [
@@ -72,8 +77,7 @@ async fn serve_hyper(listener: TcpListener) -> std::io::Result<()> {
 
 async fn bare_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.method() == Method::GET {
-        let value = Full::new(Bytes::from_static(&VALUE));
-        return Ok(answer(StatusCode::OK, READ_HEADERS, value));
+        return Ok(answer(StatusCode::OK, READ_HEADERS, value()));
     }
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
     let status = if body.is_ok() { StatusCode::NO_CONTENT } else { StatusCode::BAD_REQUEST };
@@ -82,7 +86,7 @@ async fn bare_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>
 
 async fn serve_axum(listener: TcpListener) -> std::io::Result<()> {
     let read = async |Path(_key): Path<String>| {
-        answer(StatusCode::OK, READ_HEADERS, Full::new(Bytes::from_static(&VALUE))).into_response()
+        answer(StatusCode::OK, READ_HEADERS, value()).into_response()
     };
     let write = async |Path(_key): Path<String>, _value: Bytes| {
         answer(StatusCode::NO_CONTENT, WRITE_HEADERS, Full::<Bytes>::default()).into_response()
@@ -98,17 +102,19 @@ async fn serve_axum(listener: TcpListener) -> std::io::Result<()> {
     .await
 }
 
-fn arguments() -> Option<(String, SocketAddr)> {
+fn arguments() -> Option<(String, SocketAddr, usize)> {
     let mut arguments = std::env::args().skip(1);
-    Some((arguments.next()?, arguments.next()?.parse().ok()?))
+    let (server, address) = (arguments.next()?, arguments.next()?.parse().ok()?);
+    Some((server, address, arguments.next().map_or(Some(100), |bytes| bytes.parse().ok())?))
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Some((server, address)) = arguments() else {
-        eprintln!("usage: bare hyper|axum ADDRESS");
+    let Some((server, address, bytes)) = arguments() else {
+        eprintln!("usage: bare hyper|axum ADDRESS [BYTES]");
         return ExitCode::from(2);
     };
+    VALUE.get_or_init(|| vec![b'v'; bytes].into());
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) => {

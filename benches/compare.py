@@ -5,41 +5,32 @@ HTTP servers are measured in interleaved rounds whose order rotates, so that wha
 the machine does falls on all alike; what is reported are medians and the medians of each
 round's ratios. Writes docs/benchmarks.md (between its marks) and benches/out/last.json.
 
-    compare.py [--quick] [--only http,sync,memory,cluster,hits] [--no-build] [--out FILE]
+    compare.py [--quick] [--only http,sync,memory,cluster,hits,sizes,…] [--no-build A B] [--out FILE]
 """
 
 import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import hit
+import ladder
 import peers
 import report
+from measure import CLIENTS, KEYS, say, settled_resident_bytes, sync_run, wrk
 from peers import AegisCluster, AegisKV, BareAxum, BareHyper, Etcd, Nginx, Redis, Server, Webdis
-from node import ROOT, build_dir, exit_on_terminate
+from node import ROOT, exit_on_terminate
 
-CLIENTS = 64
-KEYS = 100_000
 OUT = ROOT / "benches" / "out"
 PACKAGES = {
     "wrk": "wrk", "redis-server": "redis-server", "redis-cli": "redis-tools",
     "redis-benchmark": "redis-tools", "webdis": "webdis", "nginx": "nginx", "etcd": "etcd-server",
+    "h2load": "nghttp2-client",
 }
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def medians(rows):
-    """The median of each figure over the rounds."""
-    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 # --- tools ------------------------------------------------------------------------------
@@ -92,29 +83,6 @@ def build():
 # --- HTTP -------------------------------------------------------------------------------
 
 
-def wrk(server, kind, seconds):
-    """One round of load on a server: operations a second, latency, CPU per operation."""
-    method, path, *rest = server.get if kind == "GET" else server.put
-    threads = min(2, peers.CORES)
-    before = peers.cpu_seconds(server.pids)
-    done = subprocess.run(
-        ["wrk", f"-t{threads}", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "--timeout", "20s", "-s",
-         ROOT / "benches" / "load.lua", server.url, "--", method, str(KEYS), path, *rest],
-        capture_output=True, text=True, check=True,
-    )
-    cpu = peers.cpu_seconds(server.pids) - before
-    result = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    result = json.loads(result.removeprefix("RESULT "))
-    if result["refused"] or result["broken"]:
-        raise SystemExit(f"{server.name}, {kind}: failed requests in the load: {result}")
-    return {
-        "ops": result["requests"] / (result["micros"] / 1e6),
-        "p50_ms": result["p50_us"] / 1000,
-        "p99_ms": result["p99_us"] / 1000,
-        "cpu_us": cpu * 1e6 / result["requests"],
-    }
-
-
 def http_run(servers, rounds, seconds):
     """GET and PUT rounds over all servers; {kind: {server: [round, …]}}."""
     figures = {}
@@ -146,64 +114,7 @@ def cluster_run(folder, binary, rounds, seconds):
     return http_run([AegisKV(folder, binary), AegisCluster(folder, binary)], rounds, seconds)
 
 
-# --- sync writes ------------------------------------------------------------------------
-
-
-def redis_benchmark(redis, seconds):
-    """SET at 64 clients for about `seconds`, like one round of wrk."""
-
-    def run(count):
-        before, began = peers.cpu_seconds(redis.pids), time.monotonic()
-        done = subprocess.run(
-            ["redis-benchmark", "-h", "127.0.0.1", "-p", str(redis.port), "-c", str(CLIENTS),
-             "-n", str(count), "-t", "set", "-d", "100", "-r", str(KEYS), "--csv"],
-            capture_output=True, text=True, check=True,
-        )
-        took = time.monotonic() - began
-        cpu = peers.cpu_seconds(redis.pids) - before
-        fields = [field.strip('"') for field in done.stdout.splitlines()[-1].split(",")]
-        return {"ops": float(fields[1]), "p50_ms": float(fields[4]), "p99_ms": float(fields[6]),
-                "cpu_us": cpu * 1e6 / count}, took
-
-    _, took = run(2000)
-    return run(max(2000, int(2000 / took * seconds)))[0]
-
-
-def sync_run(folder, binary, rounds, seconds):
-    aegis = AegisKV(folder / "sync", binary, wal_mode="sync")
-    redis = Redis(folder / "sync", "--appendonly", "yes", "--appendfsync", "always",
-                  "--auto-aof-rewrite-percentage", "0")
-    rows = {"AegisKV": [], "Redis": []}
-    aegis.start()
-    redis.start()
-    try:
-        aegis.check("PUT")
-        for turn in range(rounds):
-            order = [("AegisKV", lambda: wrk(aegis, "PUT", seconds)),
-                     ("Redis", lambda: redis_benchmark(redis, seconds))]
-            for name, measure in order if turn % 2 == 0 else order[::-1]:
-                row = measure()
-                rows[name].append(row)
-                say(f"sync round {turn + 1}: {name:8} {row['ops']:9.0f}/s  p99 {row['p99_ms']:.2f} ms")
-    finally:
-        aegis.stop()
-        redis.stop()
-    return rows
-
-
 # --- memory and restart -----------------------------------------------------------------
-
-
-def settled_resident_bytes(pid):
-    """Resident memory once it has stood still for two seconds, half a minute at most."""
-    last = peers.resident_bytes(pid)
-    for _ in range(15):
-        time.sleep(2)
-        now = peers.resident_bytes(pid)
-        if abs(now - last) < 1 << 20:
-            return now
-        last = now
-    return last
 
 
 def memory_row(count, before, after, own_before, own_after):
@@ -296,7 +207,8 @@ def memory_and_restart_run(folder, binary, count, repeats):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run; writes no document")
-    parser.add_argument("--only", default="http,sync,memory,cluster,hits", help="parts to run")
+    parser.add_argument("--only", help="parts to run",
+                        default=",".join(["http,sync,memory,cluster,hits", *ladder.PARTS]))
     parser.add_argument("--servers", help="HTTP servers to run, by name")
     parser.add_argument("--no-build", nargs=2, metavar=("AEGISKV", "BARE"), type=Path,
                         help="binaries to use as they are")
@@ -304,11 +216,36 @@ def arguments():
     return parser.parse_args()
 
 
+# What a part cannot do without; those of `ladder` need its own.
+NEEDS = {"http": set(), "cluster": {"wrk"}, "sync": {"wrk", *Redis.needs}, "memory": set(Redis.needs),
+         "hits": set(Redis.needs)}
+
+
+class Progress:
+    """Goes through the parts, and says before each how long the rest took the last time."""
+
+    def __init__(self, parts):
+        self.parts, self.path = parts, OUT / "took.json"
+        self.took = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def __iter__(self):
+        for at, part in enumerate(self.parts):
+            rest = self.parts[at:]
+            known = [self.took[each] for each in rest if each in self.took]
+            left = f"about {sum(known) / 60:.0f} min left" if len(known) == len(rest) else (
+                "how long the rest takes is known after the first whole run")
+            say(f"--- {part}: part {at + 1} of {len(self.parts)}, {left}")
+            began = time.monotonic()
+            yield part
+            self.took[part] = time.monotonic() - began
+            self.path.write_text(json.dumps(self.took))
+
+
 def main():
     exit_on_terminate()
     options = arguments()
     parts = options.only.split(",")
-    binary, bare = options.no_build or build()
+    binary, bare = (path.resolve() for path in options.no_build or build())
     missing = install_missing()
     folder = OUT / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -324,22 +261,27 @@ def main():
     servers = [server for server in servers if missing.isdisjoint(server.needs)
                and (not options.servers or server.name in options.servers.split(","))]
     results["versions"] = [v for v in (s.version() for s in [*servers, Redis(folder)]) if v]
-    if "http" in parts:
-        results["http"] = http_run(servers, rounds, seconds)
-    if "cluster" in parts and "wrk" not in missing:
-        results["cluster"] = cluster_run(folder / "cluster", binary, rounds, seconds)
-    if missing.isdisjoint(Redis.needs):
-        if "sync" in parts:
-            results["sync"] = sync_run(folder, binary, rounds, seconds)
-        if "memory" in parts:
-            results["memory"], results["restart"] = memory_and_restart_run(
-                folder, binary, items, repeats)
-        if "hits" in parts:
-            results["hits"] = hit.hit_run(folder, binary, *(hit.QUICK if options.quick else hit.LOAD))
+    runs = {
+        "http": lambda: http_run(servers, rounds, seconds),
+        "cluster": lambda: cluster_run(folder / "cluster", binary, rounds, seconds),
+        "sync": lambda: sync_run(folder, binary, rounds, seconds)[CLIENTS],
+        "memory": lambda: memory_and_restart_run(folder, binary, items, repeats),
+        "hits": lambda: hit.hit_run(folder, binary, *(hit.QUICK if options.quick else hit.LOAD)),
+    }
+    for part, measure in ladder.PARTS.items():
+        runs[part] = lambda part=part, measure=measure: measure(
+            folder / part, binary, bare, rounds, seconds, options.quick)
+    progress = Progress([part for part in runs if part in parts
+                         and missing.isdisjoint(NEEDS.get(part, ladder.NEEDS))])
+    for part in progress:
+        results[part] = runs[part]()
+    if "memory" in results:
+        results["memory"], results["restart"] = results["memory"]
     shutil.rmtree(folder)
 
     (OUT / "last.json").write_text(json.dumps(results, indent=1))
-    texts = report.figures(results)
+    pictures = OUT if options.quick else options.out.with_suffix("")
+    texts = report.figures(results) | report.ladder_figures(results, pictures)
     say("\n" + "\n\n".join(texts.values()))
     if not options.quick:
         report.write(options.out, texts)

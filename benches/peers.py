@@ -8,9 +8,11 @@ import base64
 import http.client
 import json
 import os
+import re
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from node import Node, free_port  # noqa: E402
 
-VALUE = "v" * 100
+VALUE_BYTES = 100
+VALUE = "v" * VALUE_BYTES
 CORES = os.cpu_count() or 1
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -51,6 +54,7 @@ class Server:
     name = ""
     needs = ()
     checked_body = VALUE.encode()
+    trust = None
 
     def __init__(self, folder):
         self.folder = Path(folder) / self.name.replace(" ", "-")
@@ -114,14 +118,21 @@ class Server:
         texts = [path, *rest[:1]]
         for mark, text in fill.items():
             texts = [each.replace(mark, text) for each in texts]
+        texts = [re.sub(r"%(\d+)v", lambda size: "v" * int(size[1]), each) for each in texts]
         headers = {"Content-Type": rest[1]} if len(rest) > 1 else {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = self.connect(timeout=10)
         connection.request(method, texts[0], texts[1] if rest else None, headers)
         response = connection.getresponse()
         body = response.read()
         connection.close()
         if response.status >= 300 or (kind == "GET" and self.checked_body not in body):
             raise SystemExit(f"{self.name} answers {kind} with {response.status} {body[:200]}")
+
+    def connect(self, timeout):
+        if self.trust:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout,
+                                               context=self.trust)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def version(self):
         return ""
@@ -135,14 +146,31 @@ def first_line(*command):
 class AegisKV(Server):
     name = "AegisKV"
     get = ("GET", "/v1/kv/%s")
-    put = ("PUT", "/v1/kv/%s?ttl=1h", VALUE)
 
-    def __init__(self, folder, binary, **settings):
+    def __init__(self, folder, binary, value_bytes=VALUE_BYTES, tls=False, **settings):
         super().__init__(folder)
         settings = {"max_memory_mb": 4096, **settings}
+        self.binary, self.value_bytes = binary, value_bytes
+        self.checked_body = b"v" * value_bytes
+        self.put = ("PUT", "/v1/kv/%s?ttl=1h", f"%{value_bytes}v")
+        if tls:
+            settings |= self.certificates()
         self.node = Node(binary, self.folder / "data", **settings)
         self.port = self.node.client_port
-        self.binary = binary
+
+    def certificates(self):
+        """Makes the node's certificate and has clients trust it; returns its settings."""
+        folder = self.folder / "tls"
+        for command in (["init"], ["issue", "bench", "--san", "127.0.0.1"]):
+            subprocess.run([self.binary, "certs", *command, "--dir", folder], check=True,
+                           capture_output=True)
+        self.trust = ssl.create_default_context(cafile=folder / "ca.crt")
+        files = {"cert": "bench.crt", "key": "bench.key", "ca": "ca.crt"}
+        return {f"tls_{part}_file": folder / file for part, file in files.items()}
+
+    @property
+    def url(self):
+        return f"http{'s' if self.trust else ''}://127.0.0.1:{self.port}"
 
     def start(self):
         seconds = self.node.start()
@@ -153,13 +181,15 @@ class AegisKV(Server):
         self.node.stop()
         self.processes.clear()
 
-    def fill(self, count):
-        """Loads through the batch endpoint, a line an item, over one connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        step = 1000
+    def fill(self, count, ttl=True, stride=1):
+        """Loads through the batch endpoint, a line an item, over one connection; every
+        `stride`th item after the one before."""
+        connection = self.connect(timeout=120)
+        value, ttl = "v" * self.value_bytes, ', "ttl": "2h"' if ttl else ""
+        step = max(1, min(1000, (4 << 20) // self.value_bytes))
         for start in range(0, count, step):
             lines = "".join(
-                f'{{"op":"put","key":"{key(at)}","value":"{VALUE}","ttl":"2h"}}\n'
+                f'{{"op":"put","key":"{key(at * stride % count)}","value":"{value}"{ttl}}}\n'
                 for at in range(start, min(start + step, count))
             )
             headers = {"Content-Type": "application/x-ndjson"}
@@ -176,14 +206,17 @@ class AegisKV(Server):
 
 
 class Bare(Server):
-    get, put = AegisKV.get, AegisKV.put
+    get = AegisKV.get
 
-    def __init__(self, folder, binary):
+    def __init__(self, folder, binary, value_bytes=VALUE_BYTES):
         super().__init__(folder)
-        self.binary = binary
+        self.binary, self.value_bytes = binary, value_bytes
+        self.checked_body = b"v" * value_bytes
+        self.put = ("PUT", "/v1/kv/%s?ttl=1h", f"%{value_bytes}v")
 
     def start(self):
-        self.spawn(self.binary, self.name.removeprefix("bare "), f"127.0.0.1:{self.port}")
+        kind = self.name.removeprefix("bare ")
+        self.spawn(self.binary, kind, f"127.0.0.1:{self.port}", self.value_bytes)
 
 
 class AegisCluster(AegisKV):
@@ -254,11 +287,13 @@ class Redis(Server):
         done = subprocess.run(command, input=text, capture_output=True, check=True)
         return done.stdout.decode()
 
-    def fill(self, count):
+    def fill(self, count, ttl=True, stride=1):
         step = 100_000
+        words, expiry = ("*4\r\n$5\r\nSETEX", "$4\r\n7200\r\n") if ttl else ("*3\r\n$3\r\nSET", "")
         for start in range(0, count, step):
             commands = "".join(
-                f"*4\r\n$5\r\nSETEX\r\n$16\r\n{key(at)}\r\n$4\r\n7200\r\n${len(VALUE)}\r\n{VALUE}\r\n"
+                f"{words}\r\n$16\r\n{key(at * stride % count)}\r\n{expiry}"
+                f"${len(VALUE)}\r\n{VALUE}\r\n"
                 for at in range(start, min(start + step, count))
             )
             self.cli("--pipe", text=commands.encode())

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pictures
 
 
 def machine(folder):
@@ -127,6 +128,94 @@ def restart_table(restart):
              f"{redis / statistics.median(took):.2f}"] for name, took in restart.items()]
     return "### Seconds from start to serving, with those items\n\n" + table(
         ["start", "median s", "repeats", "times as fast as Redis"], rows)
+
+
+LADDER = {
+    "sizes": ("Sizes of values", "bare hyper"),
+    "connections": ("Connections", "bare hyper"),
+    "ways": ("Ways of asking", "AegisKV, one by one"),
+    "rates": ("Latency at a fixed rate", "bare hyper"),
+    "durable": ("Fsynced writes, by clients", "Redis"),
+    "growth": ("More items", None),
+    "snapshot": ("While snapshots are made", "AegisKV, snapshots"),
+}
+
+
+def ladder_table(title, cases):
+    """Cases of `ladder`, AegisKV beside each of its peers."""
+    rows = []
+    for case in cases:
+        for name, rounds in case["rows"].items():
+            ours = case["rows"]["AegisKV"]
+            compared = [f"{ratio(ours, rounds):.2f}", f"{ratio(ours, rounds, 'cpu_us'):.2f}"]
+            late = [f"{median(rounds, each):.2f}" if each in rounds[0] else ""
+                    for each in ("p50_ms", "p99_ms", "p999_ms")]
+            rows.append([case["case"], case["kind"], name, f"{median(rounds, 'ops'):,.0f}",
+                         compared[0], *late, f"{median(rounds, 'cpu_us'):.1f}", compared[1],
+                         *([f"{case['resident_bytes']:.0f}"] if "resident_bytes" in case else [])])
+    head = ["case", "", "server", "a second", "AegisKV is times this", "p50 ms", "p99 ms", "p99.9 ms",
+            "server CPU, us an operation", "AegisKV takes times this"]
+    if "resident_bytes" in cases[0]:
+        head.append("resident bytes an item")
+    return f"### {title}\n\n" + table(head, rows)
+
+
+def ladder_bars(cases, peer):
+    """(label, value) for a picture: AegisKV's operations a second, as times the peer's if any."""
+    found = []
+    for case in cases:
+        ours, theirs = case["rows"]["AegisKV"], case["rows"].get(peer)
+        value = ratio(ours, theirs) if theirs else median(ours, "ops")
+        found.append((f"{case['case']}, {case['kind']}", value))
+    return found
+
+
+def items_table(cases):
+    rows = [[row["case"], row["server"], f"{row['loaded']:.1f}", f"{row['churned']:.1f}"]
+            for row in cases]
+    return "### Resident bytes an item over its payload\n\n" + table(
+        ["items", "server", "as loaded", "after each was written twice more"], rows)
+
+
+def soak_table(rows):
+    parts = [rows[at:at + max(1, len(rows) // 5)] for at in range(0, len(rows), max(1, len(rows) // 5))]
+    lines = [[f"{part[-1]['minute']:.1f}", f"{median(part, 'resident_mb'):.0f}",
+              f"{median(part, 'files'):.0f}", f"{median(part, 'put_ops'):,.0f}",
+              f"{median(part, 'put_p99_ms'):.2f}", f"{median(part, 'get_ops'):,.0f}",
+              f"{median(part, 'get_p99_ms'):.2f}"] for part in parts]
+    return "### Ten minutes of items that come and go\n\n`max_memory_mb: 256`, full.\n\n" + table(
+        ["until minute", "resident MB", "open files", "PUT a second", "p99 ms", "GET a second", "p99 ms"],
+        lines)
+
+
+def ladder_figures(results, folder):
+    """{part: text} of `ladder`'s parts; draws their pictures into `folder`."""
+    texts = {}
+
+    def picture(part, title, drawn):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{part}.svg").write_text(drawn)
+        return f"![{title}]({folder.name}/{part}.svg)"
+
+    for part, (title, peer) in LADDER.items():
+        if part in results:
+            what = f"{title}: AegisKV's operations a second" + (f", times those of {peer}" if peer else "")
+            shown = picture(part, what, pictures.bars(what, ladder_bars(results[part], peer)))
+            texts[part] = f"{ladder_table(title, results[part])}\n\n{shown}"
+    if "items" in results:
+        bars = [(f"{row['server']}, {row['case']}", row["churned"]) for row in results["items"]]
+        what = "Resident bytes an item over its payload, after churn"
+        texts["items"] = f"{items_table(results['items'])}\n\n" + picture(
+            "items", what, pictures.bars(what, bars))
+    if "soak" in results:
+        rows = results["soak"]
+        what = "Ten minutes of items that come and go, each line as a share of its highest"
+        names = ("resident_mb", "files", "put_p99_ms", "get_p99_ms")
+        drawn = pictures.lines(what, [row["minute"] for row in rows],
+                               {name: [row[name] for row in rows] for name in names})
+        texts["soak"] = f"{soak_table(rows)}\n\n" + picture("soak", what, drawn)
+    facts = table(["machine", ""], [[name, results["machine"][name]] for name in ("Run", "Commit")])
+    return {part: f"{facts}\n\n{text}" for part, text in texts.items()}
 
 
 def aims(results):
