@@ -87,8 +87,7 @@ pub(super) async fn answer(
             if shared.idempotency.is_some() && steps.len() > KEYED_BATCH_OPS_MAX {
                 return Err(DocumentError::TooManyKeyed { ops: steps.len() }.into());
             }
-            client.pace.spend(limits.rate, steps.len())?;
-            grant.spend(steps.len())?;
+            client.spend(limits.rate, &grant, steps.len())?;
             Run::of_document(client, shared, steps, charge)
         }
     };

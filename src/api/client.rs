@@ -15,7 +15,9 @@ use super::dispatch;
 use super::inbound::Inbound;
 use super::openapi;
 use super::pace::Pace;
-use super::settings::{Limits, Settings};
+use super::problem::Problem;
+use super::settings::{Limits, Rate, Settings};
+use super::tokens::Grant;
 use super::watch::Watch;
 use crate::coordinator::Coordinator;
 use crate::metrics::Metrics;
@@ -87,7 +89,7 @@ const READ_ON_BYTES_MAX: usize = 64 << 20;
 pub(super) struct Client {
     pub(super) node: Arc<Node>,
     pub(super) watch: Arc<Watch>,
-    pub(super) pace: Pace,
+    pace: Pace,
     /// Bodies being read and dropped; HTTP/2 has a bound on streams, and so on these.
     reading_on: Mutex<JoinSet<()>>,
 }
@@ -95,6 +97,26 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(node: Arc<Node>, watch: Arc<Watch>) -> Self {
         Self { node, watch, pace: Pace::default(), reading_on: Mutex::default() }
+    }
+
+    /// Takes the right to `count` operations, of this connection and of the token; where one has
+    /// none, of neither.
+    ///
+    /// # Errors
+    /// A [`Problem`] when a rate does not allow them now, or ever at once.
+    pub(super) fn spend(
+        &self,
+        rate: Option<Rate>,
+        grant: &Grant,
+        count: usize,
+    ) -> Result<(), Problem> {
+        self.pace.spend(rate, count)?;
+        grant.spend(count).inspect_err(|_| self.pace.give_back(count))
+    }
+
+    /// How long one more operation of a stream has to wait for the connection's rate.
+    pub(super) fn pause(&self, rate: Option<Rate>) -> Option<Duration> {
+        self.pace.pause(rate)
     }
 
     /// Reads and drops what a client is still sending, for so long at most, so that it gets to see

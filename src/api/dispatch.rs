@@ -41,7 +41,7 @@ pub(super) const ROUTES: [(&str, &str); 4] = [
 pub(super) async fn answer(client: Arc<Client>, request: Request<Inbound>) -> Response {
     let started = Instant::now();
     // On HTTP/2 each request is a task of its own.
-    if request.version() < Version::HTTP_2 && client.watch.has_had_turn(started) {
+    if request.version() < Version::HTTP_2 && client.watch.turn().is_over(started) {
         tokio::task::yield_now().await;
     }
     let _busy = Busy::mark(&*client.watch);
@@ -147,8 +147,7 @@ fn pace(
     if op == Some(Op::Batch) {
         return Ok(());
     }
-    client.pace.spend(settings.rate, 1)?;
-    grant.spend(1)
+    client.spend(settings.rate, grant, 1)
 }
 
 /// Completes an answer with what depends on the request and the connection.

@@ -4,6 +4,9 @@
 //! spends of an allowance, which grows with time, with requests begun and with bytes that the peer
 //! took. A client that goes about its business never comes near the bound; one that has spent all is
 //! read no further, and ended. And however fast frames come, others have their turn between them.
+//!
+//! A head of a kilobyte may hold a hundred once h2 has gone through it. So nothing is read behind one
+//! until it was taken from h2, and charged.
 
 use std::io;
 use std::pin::Pin;
@@ -42,7 +45,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 /// Where a reading of frames stands.
 #[derive(Debug)]
@@ -57,6 +62,10 @@ struct Frames {
     grew: u64,
     /// Bytes taken that have brought nothing yet.
     taken: usize,
+    /// What is still to come of the payload ends a head.
+    ends_head: bool,
+    /// A head has come whole since this was looked at last.
+    head_came: bool,
 }
 
 impl Frames {
@@ -69,6 +78,8 @@ impl Frames {
             allowance: ALLOWANCE_MAX,
             grew: now,
             taken: 0,
+            ends_head: false,
+            head_came: false,
         }
     }
 
@@ -86,6 +97,9 @@ impl Frames {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
             bytes = &bytes[skipped..];
+            if self.payload == 0 {
+                self.head_came |= std::mem::take(&mut self.ends_head);
+            }
             if bytes.is_empty() {
                 return Some(frames);
             }
@@ -105,6 +119,7 @@ impl Frames {
     fn begin(&mut self) -> Option<()> {
         let [a, b, c, kind, flags, ..] = self.head;
         self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
+        self.ends_head = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS != 0;
         let cost = match kind {
             DATA if self.payload >= DATA_BYTES_MIN || flags & END_STREAM != 0 => 0,
             HEADERS => {
@@ -153,11 +168,12 @@ impl AsyncRead for Counted {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.watch.reason() == Some(Reason::Flood) {
+        if this.watch.reason() == Some(Reason::Flood) || this.watch.has_heads() {
             return Poll::Pending;
         }
-        if this.watch.has_had_turn(Instant::now()) {
-            cx.waker().wake_by_ref();
+        let fits = this.watch.held().budget().has_room(0);
+        if !fits || this.watch.turn().is_over(Instant::now()) {
+            this.watch.turn().give_way(cx);
             return Poll::Pending;
         }
         let room = buf.remaining().min(this.frames.payload + PIECE_BYTES);
@@ -167,6 +183,9 @@ impl AsyncRead for Counted {
         match this.frames.pass(piece.filled(), this.watch.now()) {
             Some(_) => {
                 buf.advance(read);
+                if std::mem::take(&mut this.frames.head_came) {
+                    this.watch.brings_heads();
+                }
                 Poll::Ready(Ok(()))
             }
             None => {
@@ -213,6 +232,10 @@ impl AsyncWrite for Counted {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod ordinary;
 
 #[cfg(test)]
 mod tests {

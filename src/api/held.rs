@@ -79,7 +79,7 @@ impl Budget {
 
     /// Whether so much more may be taken in. Somewhat beyond the bound, so that there is time to end
     /// those who hold most.
-    fn has_room(&self, bytes: usize) -> bool {
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
         let max = self.bytes_max();
         self.held().saturating_add(bytes) <= max.saturating_add(max / 4)
     }

@@ -30,6 +30,7 @@ mod standing;
 mod streams;
 pub mod tls;
 mod tokens;
+mod turns;
 mod upload;
 mod watch;
 mod wire;

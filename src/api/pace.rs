@@ -1,10 +1,7 @@
 //! How fast operations may come: a rate limiter that follows the settings.
 
-use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
 
 use super::problem::Problem;
@@ -19,9 +16,15 @@ enum Pass {
     Never,
 }
 
-/// A rate limiter, made when it is first needed and anew when the rate changes.
+/// A rate limiter: when all that was taken will have come back, by the rate that it was taken at. It
+/// begins anew when the rate changes.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<Option<(Rate, DefaultDirectRateLimiter)>>);
+pub(super) struct Pace(Mutex<Option<(Rate, Instant)>>);
+
+/// The time in which the rate brings so many operations.
+fn time_for(rate: Rate, count: u32) -> Duration {
+    Duration::from_secs(1) * count / rate.per_second.get()
+}
 
 impl Pace {
     /// Takes the right to `count` operations.
@@ -46,29 +49,37 @@ impl Pace {
         }
     }
 
+    /// Gives back the right to `count` operations that came to nothing.
+    pub(super) fn give_back(&self, count: usize) {
+        if let Some((rate, back_at)) = &mut *self.0.lock() {
+            *back_at -= time_for(*rate, u32::try_from(count).unwrap_or(u32::MAX));
+        }
+    }
+
     fn take(&self, rate: Rate, count: usize) -> Pass {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let Some(count) = NonZeroU32::new(count) else {
-            return Pass::Granted;
-        };
-        let mut pace = self.0.lock();
-        if pace.as_ref().is_none_or(|(made_for, _)| *made_for != rate) {
-            let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
-            *pace = Some((rate, RateLimiter::direct(quota)));
+        if count > rate.burst.get() {
+            return Pass::Never;
         }
-        let (_, limiter) = pace.as_ref().expect("made just above");
-        match limiter.check_n(count) {
-            Ok(Ok(())) => Pass::Granted,
-            Ok(Err(not_until)) => {
-                Pass::After(not_until.wait_time_from(DefaultClock::default().now()))
+        let now = Instant::now();
+        let mut pace = self.0.lock();
+        let back_at = pace.filter(|(taken_at, _)| *taken_at == rate).map_or(now, |(_, at)| at);
+        let back_at = back_at.max(now) + time_for(rate, count);
+        let room = time_for(rate, rate.burst.get());
+        match (back_at - now).checked_sub(room).filter(|wait| !wait.is_zero()) {
+            Some(wait) => Pass::After(wait),
+            None => {
+                *pace = Some((rate, back_at));
+                Pass::Granted
             }
-            Err(_) => Pass::Never,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn rate(per_second: u32, burst: u32) -> Rate {
@@ -92,5 +103,18 @@ mod tests {
         let pace = Pace::default();
         assert_eq!(pace.take(rate(1, 1), 1), Pass::Granted);
         assert_eq!(pace.take(rate(1, 2), 2), Pass::Granted);
+    }
+
+    #[test]
+    fn what_is_taken_comes_back_with_time_and_what_is_given_back_at_once() {
+        let pace = Pace::default();
+        let a_second = rate(1000, 10);
+        assert_eq!(pace.take(a_second, 10), Pass::Granted);
+        assert!(matches!(pace.take(a_second, 10), Pass::After(_)));
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(pace.take(a_second, 10), Pass::Granted);
+        pace.give_back(10);
+        assert_eq!(pace.take(a_second, 10), Pass::Granted);
+        assert_eq!(pace.take(a_second, 0), Pass::Granted, "no operations need no right");
     }
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -34,6 +34,7 @@ use super::settings::Settings;
 use super::streams;
 use super::tls::Material;
 use super::tokens::Tokens;
+use super::turns::Place;
 use super::watch::{Entered, Order, Registry, Watch, tick_interval};
 use super::wire::{Protocol, Stream, Wire};
 use crate::complaint::{Kind, brief_error, complain};
@@ -350,16 +351,22 @@ impl Connection {
             }
             Err(error) => return Err(error),
         };
+        let place = self.entered.place();
         let client = Arc::new(Client::new(self.node, Arc::clone(&watch)));
         match protocol {
-            Protocol::Http1 => http1(wire, client, &watch).await?,
-            Protocol::Http2 => streams::serve(wire, client).await?,
+            Protocol::Http1 => http1(wire, client, &watch, place).await?,
+            Protocol::Http2 => streams::serve(wire, client, place).await?,
         }
         Ok(())
     }
 }
 
-async fn http1(wire: Wire, client: Arc<Client>, watch: &Watch) -> Result<(), hyper::Error> {
+async fn http1(
+    wire: Wire,
+    client: Arc<Client>,
+    watch: &Watch,
+    place: Place,
+) -> Result<(), hyper::Error> {
     let service = service_fn(move |request: Request<Incoming>| {
         let client = Arc::clone(&client);
         let request = request.map(Inbound::Http1);
@@ -368,19 +375,18 @@ async fn http1(wire: Wire, client: Arc<Client>, watch: &Watch) -> Result<(), hyp
     // Without `pipeline_flush`: it leaves the refusal of a malformed head unsent.
     let connection =
         http1::Builder::new().max_buf_size(HTTP1_BUFFER_BYTES_MAX).serve_connection(wire, service);
-    obeying(watch, pin!(connection), |c| c.graceful_shutdown()).await
+    obeying(watch, place, pin!(connection), |c| c.graceful_shutdown()).await
 }
 
 /// Runs a connection under its watch's orders.
 async fn obeying<C: Future<Output = Result<(), hyper::Error>>>(
     watch: &Watch,
+    mut place: Place,
     mut connection: Pin<&mut C>,
     drain: impl Fn(Pin<&mut C>),
 ) -> Result<(), hyper::Error> {
     let mut draining = false;
-    poll_fn(|cx| {
-        watch.carried_out_by(cx.waker());
-        watch.begins_turn();
+    let mut go_on = |cx: &mut Context<'_>| {
         match watch.order() {
             Order::Serve => {}
             Order::Drain => {
@@ -391,6 +397,10 @@ async fn obeying<C: Future<Output = Result<(), hyper::Error>>>(
             Order::End => return Poll::Ready(Ok(())),
         }
         connection.as_mut().poll(cx)
+    };
+    poll_fn(|cx| {
+        watch.carried_out_by(cx.waker());
+        place.turn(watch, cx, &mut go_on)
     })
     .await
 }

@@ -29,6 +29,7 @@ use super::dispatch;
 use super::frames::Counted;
 use super::held::{Ahead, Charge};
 use super::inbound::{Inbound, Pieces};
+use super::turns::Place;
 use super::watch::{Busy, Order, Reason as EndReason, Watch};
 use super::wire::Wire;
 
@@ -36,9 +37,11 @@ use super::wire::Wire;
 const STREAMS_MAX: u32 = 256;
 /// Requests that one connection may have under way: those of its streams, and of some that it reset.
 const REQUESTS_MAX: usize = 2 * STREAMS_MAX as usize;
+/// Whoever has more than so many under way has much to do, however little at a time.
+const REQUESTS_LIGHT: usize = 16;
 /// Bytes that a client may send ahead, on a stream and on the connection.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+pub(super) const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Longest list of header fields of a request, in bytes.
 const FIELDS_BYTES_MAX: u32 = 64 << 10;
 /// Bytes of an answer that a stream may have ahead of the socket.
@@ -58,7 +61,11 @@ const FAREWELL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Whatever ends it otherwise than in good order.
-pub(super) async fn serve(wire: Wire, client: Arc<Client>) -> Result<(), h2::Error> {
+pub(super) async fn serve(
+    wire: Wire,
+    client: Arc<Client>,
+    mut place: Place,
+) -> Result<(), h2::Error> {
     let watch = Arc::clone(&client.watch);
     let _charge = Charge::new(&watch, CONNECTION_BYTES);
     let mut handshake = pin!(
@@ -72,7 +79,6 @@ pub(super) async fn serve(wire: Wire, client: Arc<Client>) -> Result<(), h2::Err
     );
     let opened = poll_fn(|cx| {
         watch.carried_out_by(cx.waker());
-        watch.begins_turn();
         match watch.order() {
             Order::End => Poll::Ready(None),
             Order::Serve | Order::Drain => handshake.as_mut().poll(cx).map(Some),
@@ -81,7 +87,11 @@ pub(super) async fn serve(wire: Wire, client: Arc<Client>) -> Result<(), h2::Err
     let Some(connection) = opened.await else { return Ok(()) };
     let under_way = FuturesUnordered::new();
     let mut connection = Streams { connection: connection?, client, under_way };
-    connection.run(&watch).await
+    let ended = connection.run(&watch, &mut place).await;
+    // So much to drop takes a turn as well.
+    let _turn = place.last().await;
+    drop(connection);
+    ended
 }
 
 /// A connection and the requests under way on it, which are its own task's: so it has one turn among
@@ -93,11 +103,9 @@ struct Streams {
 }
 
 impl Streams {
-    async fn run(&mut self, watch: &Watch) -> Result<(), h2::Error> {
+    async fn run(&mut self, watch: &Watch, place: &mut Place) -> Result<(), h2::Error> {
         let mut draining = false;
-        let floods = poll_fn(|cx| {
-            watch.carried_out_by(cx.waker());
-            watch.begins_turn();
+        let mut go_on = |cx: &mut Context<'_>| {
             match watch.order() {
                 Order::Serve => {}
                 Order::Drain => {
@@ -108,10 +116,17 @@ impl Streams {
                 Order::End => return Poll::Ready(Ok(false)),
             }
             let polled = self.poll(cx);
+            if self.under_way.len() > REQUESTS_LIGHT {
+                watch.turn().use_up();
+            }
             match watch.reason() {
                 Some(EndReason::Flood) => Poll::Ready(Ok(true)),
                 _ => polled.map_ok(|()| false),
             }
+        };
+        let floods = poll_fn(|cx| {
+            watch.carried_out_by(cx.waker());
+            place.turn(watch, cx, &mut go_on)
         });
         if floods.await? {
             self.under_way.clear();
@@ -125,8 +140,8 @@ impl Streams {
         loop {
             let mut goes_on = false;
             loop {
-                if self.client.watch.has_had_turn(Instant::now()) {
-                    cx.waker().wake_by_ref();
+                if self.client.watch.turn().is_over(Instant::now()) {
+                    self.client.watch.turn().give_way(cx);
                     return Poll::Pending;
                 }
                 match self.connection.poll_accept(cx) {
@@ -142,11 +157,16 @@ impl Streams {
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    // All heads that came were taken: there may be more to read.
+                    Poll::Pending if self.client.watch.takes_heads() => {}
                     Poll::Pending => break,
                 }
             }
             while let Poll::Ready(Some(())) = self.under_way.poll_next_unpin(cx) {
                 goes_on = true;
+                if self.client.watch.turn().is_over(Instant::now()) {
+                    break;
+                }
             }
             // What was made is to be sent, and there may be more.
             if !goes_on {

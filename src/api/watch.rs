@@ -14,13 +14,10 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::held::{Budget, Detached, Held};
+use super::turns::{Line, Place, Turn};
 
 /// Since when a connection holds more than this is remembered: who holds much for long goes first.
 const MUCH_BYTES: usize = 64 << 10;
-
-/// Longest time that a connection which has always something to do goes on before others have their
-/// turn.
-pub(super) const TURN_MAX: Duration = Duration::from_micros(300);
 
 /// How often the clock is advanced, at most and at least.
 const TICK_MIN: Duration = Duration::from_millis(10);
@@ -103,11 +100,10 @@ pub(super) struct Watch {
     holds_much_since: AtomicU64,
     /// Requests that were begun.
     requests: AtomicU32,
-    /// When its task began its present turn, in nanoseconds of the clock; 0 if it did nothing yet.
-    turn: AtomicU64,
-    /// Times that it read in its present turn.
-    turn_reads: AtomicU32,
+    turn: Turn,
     waker: AtomicWaker,
+    /// Heads of HTTP/2 came that may not have been taken, and charged, yet.
+    heads: AtomicBool,
     /// Requests being answered.
     busy: AtomicU32,
     /// When the connection last had something to do.
@@ -134,9 +130,9 @@ impl Watch {
             held: Held::new(budget),
             holds_much_since: AtomicU64::new(now),
             requests: AtomicU32::new(0),
-            turn: AtomicU64::new(0),
-            turn_reads: AtomicU32::new(0),
+            turn: Turn::default(),
             waker: AtomicWaker::new(),
+            heads: AtomicBool::new(false),
             busy: AtomicU32::new(0),
             idle_since: AtomicU64::new(now),
             write_blocked_since: AtomicU64::new(0),
@@ -210,27 +206,24 @@ impl Watch {
         }
     }
 
-    /// The connection's task begins another turn.
-    pub(super) fn begins_turn(&self) {
-        self.turn.store(0, Ordering::Relaxed);
-        self.turn_reads.store(0, Ordering::Relaxed);
+    /// The present turn of the connection's task.
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
     }
 
-    /// Whether the connection has had its turn by now and should let others have theirs.
-    pub(super) fn has_had_turn(&self, now: Instant) -> bool {
-        let nanos = now.saturating_duration_since(self.clock.started).as_nanos() as u64;
-        match self.turn.load(Ordering::Relaxed) {
-            0 => {
-                self.turn.store(nanos.max(1), Ordering::Relaxed);
-                false
-            }
-            began => nanos.saturating_sub(began) > TURN_MAX.as_nanos() as u64,
-        }
+    /// Notes that heads of HTTP/2 came: nothing more is read until they are taken.
+    pub(super) fn brings_heads(&self) {
+        self.heads.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that it reads; how many times it has in this turn.
-    pub(super) fn reads(&self) -> u32 {
-        self.turn_reads.fetch_add(1, Ordering::Relaxed) + 1
+    /// Whether heads came that may not have been taken yet.
+    pub(super) fn has_heads(&self) -> bool {
+        self.heads.load(Ordering::Relaxed)
+    }
+
+    /// All heads that came are taken; whether there were any.
+    pub(super) fn takes_heads(&self) -> bool {
+        self.heads.swap(false, Ordering::Relaxed)
     }
 
     /// Requests that were begun.
@@ -362,6 +355,7 @@ impl<W: Deref<Target = Watch>> Drop for Busy<W> {
 pub(super) struct Registry {
     clock: Arc<CoarseClock>,
     budget: Arc<Budget>,
+    line: Line,
     open: Mutex<Open>,
 }
 
@@ -374,7 +368,7 @@ struct Open {
 impl Registry {
     /// One without connections, which are to share `budget`.
     pub(super) fn new(budget: Arc<Budget>) -> Self {
-        Self { clock: Arc::default(), budget, open: Mutex::default() }
+        Self { clock: Arc::default(), budget, line: Line::default(), open: Mutex::default() }
     }
 
     /// Enters a new connection.
@@ -469,6 +463,11 @@ impl Entered {
     /// The connection's watch.
     pub(super) fn watch(&self) -> &Arc<Watch> {
         &self.watch
+    }
+
+    /// A place among those who always have more to do.
+    pub(super) fn place(&self) -> Place {
+        Place::new(&self.registry.line)
     }
 }
 

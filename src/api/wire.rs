@@ -234,12 +234,12 @@ impl Read for Wire {
         let wire = &mut *self;
         let fits = wire.buffered.offers(buf.remaining(), &wire.watch);
         let had_turn = match wire.watch.is_busy() {
-            true => wire.watch.reads() > TURN_READS_MAX,
+            true => wire.watch.turn().reads() > TURN_READS_MAX,
             // A head that is long, or none, is gone through again with each piece.
-            false => wire.watch.has_had_turn(Instant::now()),
+            false => wire.watch.turn().is_over(Instant::now()),
         };
         if !fits || had_turn {
-            cx.waker().wake_by_ref();
+            wire.watch.turn().give_way(cx);
             return Poll::Pending;
         }
         let busy = self.watch.is_busy();

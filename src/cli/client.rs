@@ -6,6 +6,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,7 +17,7 @@ use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCod
 use serde::Deserialize;
 
 use super::connection::{Connection, Target};
-use super::exit::Usage;
+use super::exit::{Usage, note};
 
 /// What a key or a query value may hold unescaped in a URL (RFC 3986, unreserved).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -41,6 +42,8 @@ pub(crate) struct Client {
     ops: Result<Target, String>,
     token: Option<HeaderValue>,
     shows_certificate: bool,
+    /// It was said that the server holds the command up.
+    said_held_up: AtomicBool,
 }
 
 /// Why a request has no answer that a command can use.
@@ -129,11 +132,7 @@ pub(crate) struct Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.detail.as_str(), self.title.as_str()) {
-            ("", "") => write!(f, "the server answered {}", self.status)?,
-            ("", title) => write!(f, "{title} ({})", self.status)?,
-            (detail, _) => write!(f, "{detail} ({})", self.status)?,
-        }
+        f.write_str(&self.told())?;
         match self.outcome.as_deref() {
             Some("not-applied") => f.write_str("\nnothing was changed")?,
             Some("unknown") => f.write_str("\nit may or may not have been carried out")?,
@@ -147,6 +146,14 @@ impl std::fmt::Display for Problem {
 }
 
 impl Problem {
+    /// What the server says of it.
+    fn told(&self) -> String {
+        match (self.detail.as_str(), self.title.as_str()) {
+            ("", "") => format!("the server answered {}", self.status),
+            ("", text) | (text, _) => format!("{text} ({})", self.status),
+        }
+    }
+
     /// Whether it passes by itself, and surely nothing was changed: over the rate, or a server that
     /// says for how long it cannot.
     fn passes(&self) -> bool {
@@ -200,6 +207,7 @@ impl Client {
             ops,
             token,
             shows_certificate: connection.cert.is_some(),
+            said_held_up: AtomicBool::new(false),
         })
     }
 
@@ -282,6 +290,9 @@ impl Client {
                 {
                     waits += 1;
                     shortages += u32::from(problem.status == 503);
+                    if !self.said_held_up.swap(true, Ordering::Relaxed) {
+                        note(format_args!("held up, and going on by itself: {}", problem.told()));
+                    }
                     let wait = problem.retry_after.unwrap_or(WAIT_UNTOLD).min(WAIT_MAX);
                     tokio::time::sleep(wait).await;
                 }

@@ -17,6 +17,7 @@ use crate::config::Sources;
 use crate::disk::home::read_identity;
 use crate::disk::{Disk as _, Os};
 use crate::entry::{Effect, Record};
+use crate::replica::CopyFile;
 use crate::snapshot::{self, Loaded};
 use crate::wal::{self, Corruption, Damage, Frame, Known, Location, Lsn, Progress, Seen, Verified};
 
@@ -52,6 +53,7 @@ struct Place {
 
 /// A log, and what there is beside it.
 struct Found {
+    data_dir: PathBuf,
     location: Location,
     known: Known,
     /// The first record that is in no snapshot.
@@ -100,44 +102,68 @@ impl Place {
         // Without a log there is nothing that a start would miss.
         let needed = if known.expects_log { None } else { Some(Lsn(u64::MAX)) };
         let needed = needed.or_else(|| snapshots.starts.iter().copied().min()).unwrap_or(Lsn(1));
-        Ok(Found { location, known, needed, snapshots })
+        Ok(Found { data_dir, location, known, needed, snapshots })
     }
 }
 
 impl Log {
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
+        let mut out = output();
         match self.command {
-            Command::Inspect(place) => inspect(&place.find()?),
+            Command::Inspect(place) => {
+                let found = place.find()?;
+                let mut written = Ok(());
+                let (verified, copies) = found.walk(&mut |seen| {
+                    written = print(seen, &mut out);
+                    written.is_ok()
+                })?;
+                written?;
+                out.flush()?;
+                let mut summary = Vec::new();
+                tell(&verified, &found.snapshots, &copies, &mut summary)?;
+                note(String::from_utf8_lossy(summary.trim_ascii_end()));
+                Ok(verdict(&verified, &found.snapshots, &copies))
+            }
             Command::Verify(place) => {
                 let found = place.find()?;
-                let verified = wal::verify(&Os, &found.location, found.known, found.needed)?;
-                let mut out = output();
-                tell(&verified, &found.snapshots, &mut out)?;
+                let (verified, copies) = found.walk(&mut |_| true)?;
+                tell(&verified, &found.snapshots, &copies, &mut out)?;
                 out.flush()?;
-                Ok(verdict(&verified, &found.snapshots))
+                Ok(verdict(&verified, &found.snapshots, &copies))
             }
         }
     }
 }
 
-fn inspect(found: &Found) -> anyhow::Result<Exit> {
-    let mut out = output();
-    let mut written = Ok(());
-    let Found { location, known, needed, snapshots } = found;
-    let verified = wal::inspect(&Os, location, *known, *needed, &mut |seen| {
-        written = print(&seen, &mut out);
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    written?;
-    out.flush()?;
-    let mut summary = Vec::new();
-    tell(&verified, snapshots, &mut summary)?;
-    note(String::from_utf8_lossy(summary.trim_ascii_end()));
-    Ok(verdict(&verified, snapshots))
+impl Found {
+    /// Goes through the log for as long as `each` says so; also the files of copies that a start
+    /// would load and find damaged or missing.
+    fn walk(
+        &self,
+        each: &mut dyn FnMut(&Seen<'_>) -> bool,
+    ) -> Result<(Verified, Vec<PathBuf>), wal::Error> {
+        let mut copies = Vec::new();
+        let walked = wal::inspect(&Os, &self.location, self.known, self.needed, &mut |seen| {
+            copies.extend(self.damaged_copy(seen.lsn, &seen.frame));
+            if each(&seen) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        Ok((walked?, copies))
+    }
+
+    /// The file of the copy that a frame tells a start to load, if it is damaged or missing.
+    fn damaged_copy(&self, lsn: Lsn, frame: &Frame) -> Option<PathBuf> {
+        let path = CopyFile::adopted_by(frame)?.path_in(&self.data_dir);
+        let start = self.snapshots.starts.get(usize::from(frame.shard().0));
+        let is_needed = start.is_none_or(|start| lsn >= *start);
+        let is_sound =
+            || snapshot::load_copy(&Os, &path, self.location.cluster_id, &|_, _| {}).ok();
+        (is_needed && is_sound() != Some(true)).then_some(path)
+    }
 }
 
-fn verdict(verified: &Verified, snapshots: &Loaded) -> Exit {
-    let is_sound = verified.corruptions.is_empty() && snapshots.damages.is_empty();
+fn verdict(verified: &Verified, snapshots: &Loaded, copies: &[PathBuf]) -> Exit {
+    let is_sound =
+        verified.corruptions.is_empty() && snapshots.damages.is_empty() && copies.is_empty();
     if is_sound { Exit::Done } else { Exit::Failed }
 }
 
@@ -187,7 +213,12 @@ fn print_record(record: &Record, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn tell(verified: &Verified, snapshots: &Loaded, out: &mut impl Write) -> io::Result<()> {
+fn tell(
+    verified: &Verified,
+    snapshots: &Loaded,
+    copies: &[PathBuf],
+    out: &mut impl Write,
+) -> io::Result<()> {
     let Verified { segments, bytes, frames, range, durable, torn_bytes, corruptions } = verified;
     write!(out, "{segments} segments, {bytes} bytes, {frames} sound records")?;
     match range {
@@ -220,8 +251,14 @@ fn tell(verified: &Verified, snapshots: &Loaded, out: &mut impl Write) -> io::Re
         };
         writeln!(out, "a snapshot is damaged; {rest}")?;
     }
+    for copy in copies {
+        let copy = copy.display();
+        writeln!(out, "{copy}: a shard's copy is damaged or missing; a start does without it")?;
+    }
     match corruptions.len() {
-        0 if !snapshots.damages.is_empty() => writeln!(out, "nothing else is damaged"),
+        0 if !(snapshots.damages.is_empty() && copies.is_empty()) => {
+            writeln!(out, "nothing else is damaged")
+        }
         0 => writeln!(out, "the log is sound"),
         _ => writeln!(
             out,
@@ -249,5 +286,46 @@ fn tell_corruption(corruption: &Corruption, out: &mut impl Write) -> io::Result<
     match corruption.to {
         Some(to) => writeln!(out, " to {to}"),
         None => writeln!(out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::entry::{Position, ShardId, Version};
+    use crate::snapshot::{ShardState, Writer};
+
+    #[test]
+    fn a_copy_that_a_start_would_load_is_seen_to_be_damaged_or_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().to_owned();
+        let location = Location { dir: data_dir.join("wal"), cluster_id: 7, seed: 1 };
+        let snapshots =
+            snapshot::load(&Os, &data_dir, 7, 4, 1, &Progress::default(), &|_, _| {}).unwrap();
+        let known = Known { durable: Lsn(0), same_boot: true, expects_log: true };
+        let mut found = Found { data_dir, location, known, needed: Lsn(1), snapshots };
+        let (shard, position) = (ShardId(3), Position { epoch: 1, seq: 1 });
+        let frame = Frame::Adopt { shard, session: 9, position, fence: 1, life: 1 };
+        let path = CopyFile::adopted_by(&frame).unwrap().path_in(&found.data_dir);
+        assert_eq!(found.damaged_copy(Lsn(5), &frame), Some(path.clone()), "missing");
+
+        let mut writer = Writer::create_copy(Arc::new(Os), &path, 7).unwrap();
+        let highest_version = Version(0);
+        let state =
+            ShardState { shard, start: Lsn(1), position, fence: 1, highest_version, life: 1 };
+        writer.begin_shard(state).unwrap();
+        writer.finish_copy(&path).unwrap();
+        assert_eq!(found.damaged_copy(Lsn(5), &frame), None);
+
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(found.damaged_copy(Lsn(5), &frame), Some(path));
+        found.snapshots.starts[3] = Lsn(6);
+        assert_eq!(found.damaged_copy(Lsn(5), &frame), None, "the snapshot has what it held");
     }
 }

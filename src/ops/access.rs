@@ -3,7 +3,7 @@
 
 use super::places::Visit;
 use super::{Node, Peer, Problem, Shared};
-use crate::api::{Tokens, Verb, framing};
+use crate::api::{Holder, Verb, framing};
 use crate::complaint::{brief, complain};
 use axum::extract::{Extension, Request, State};
 use axum::http::header::{
@@ -12,31 +12,42 @@ use axum::http::header::{
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Whose token a request shows.
+#[derive(Clone)]
+pub(super) struct Known(Option<Arc<Holder>>);
 
 /// Takes a request in, or says what is wrong with its head.
 pub(super) async fn admit<N: Node>(
     State(shared): State<Shared<N>>,
     visit: Option<Extension<Visit>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let is_probe = matches!(request.uri().path(), "/live" | "/health" | "/ready");
-    let is_known = shows_token(&shared.node.tokens(), request.headers());
-    let _weight = visit.and_then(|Extension(visit)| match (is_known, is_probe) {
+    let tokens = shared.node.tokens();
+    let shown = request.headers().get(AUTHORIZATION);
+    let known = shown.and_then(|value| tokens.shown_in(value)).cloned();
+    let may = |verb| known.as_ref().is_some_and(|holder| holder.may(verb).is_ok());
+    let is_operator = may(Verb::Admin);
+    let is_known = is_operator || may(Verb::Metrics);
+    request.extensions_mut().insert(Known(known));
+    let _weight = visit.and_then(|Extension(visit)| match (is_operator, is_probe) {
         (true, _) => Some(visit.trust()),
         (false, true) => Some(visit.probe()),
         (false, false) => None,
     });
-    // Who is known waits for no stranger.
+    // Who is known waits for no stranger; who has a token for keys is none here.
     match is_probe {
         true => shared.lanes.probes.pass().await,
         false if is_known => {}
         false => shared.lanes.others.pass().await,
     }
     let judged = framing::check(&request).map_err(Problem::doubtful).and_then(|()| {
-        if !shared.node.tokens().is_empty() {
+        if !tokens.is_empty() {
             return Ok(());
         }
         shared
@@ -58,27 +69,25 @@ pub(super) async fn admit<N: Node>(
     response
 }
 
-fn shows_token(tokens: &Tokens, headers: &HeaderMap) -> bool {
-    headers.get(AUTHORIZATION).is_some_and(|value| tokens.shown_in(value).is_some())
-}
-
 /// Lets a request through to the actions, or says what it lacks.
 pub(super) async fn guard<N: Node>(
     State(shared): State<Shared<N>>,
     Extension(Peer(peer)): Extension<Peer>,
+    Extension(Known(known)): Extension<Known>,
     visit: Option<Extension<Visit>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let tokens = shared.node.tokens();
-    let allowed = if tokens.is_empty() {
+    let allowed = if shared.node.tokens().is_empty() {
         let is_loopback = peer.ip().to_canonical().is_loopback();
-        from_this_machine(is_loopback, request.headers()).map(|()| None)
+        from_this_machine(is_loopback, request.headers())
     } else {
-        with_token(&shared, &tokens, Verb::Admin, request.headers()).map(Some)
+        with_token(&shared, known.as_deref(), Verb::Admin, request.headers())
     };
+    // Refused, it is known but lacks the right.
+    let token = known.as_ref().map(|holder| holder.name());
     match allowed {
-        Ok(token) => {
+        Ok(()) => {
             let action = brief(request.uri().path());
             tracing::info!(%peer, %action, token, "operator's request");
             let _trusted = visit.map(|Extension(visit)| visit.trust());
@@ -86,9 +95,6 @@ pub(super) async fn guard<N: Node>(
         }
         Err(problem) => {
             let (kind, action) = (problem.kind(), brief(request.uri().path()));
-            // Of a token that is known, which lacks the right.
-            let shown = request.headers().get(AUTHORIZATION);
-            let token = shown.and_then(|value| tokens.shown_in(value)).map(|holder| holder.name());
             complain!(WARN, kind, %peer, %action, token, "operator's request refused");
             problem.into_response()
         }
@@ -99,40 +105,41 @@ pub(super) async fn guard<N: Node>(
 /// is for them by name.
 pub(super) async fn guard_metrics<N: Node>(
     State(shared): State<Shared<N>>,
+    Extension(Known(known)): Extension<Known>,
     request: Request,
     next: Next,
 ) -> Response {
-    let tokens = shared.node.tokens();
-    if tokens.guard_metrics()
-        && let Err(problem) = with_token(&shared, &tokens, Verb::Metrics, request.headers())
+    if shared.node.tokens().guard_metrics()
+        && let Err(problem) =
+            with_token(&shared, known.as_deref(), Verb::Metrics, request.headers())
     {
         return problem.into_response();
     }
     next.run(request).await
 }
 
-/// The name of the token that a request shows, if it is for `verb`.
+/// Whether the token that a request shows is for `verb`.
 fn with_token<N>(
     shared: &Shared<N>,
-    tokens: &Tokens,
+    known: Option<&Holder>,
     verb: Verb,
     headers: &HeaderMap,
-) -> Result<String, Problem> {
+) -> Result<(), Problem> {
     let unauthorized = |detail| {
         shared.metrics.unauthorized.inc();
         Problem::unauthorized(detail)
     };
-    let Some(value) = headers.get(AUTHORIZATION) else {
-        return Err(unauthorized(
-            "this needs the header `Authorization: Bearer TOKEN` with one of the node's tokens",
-        ));
-    };
-    let Some(holder) = tokens.shown_in(value) else {
-        return Err(unauthorized("the token is none that this node accepts"));
+    let Some(holder) = known else {
+        return Err(unauthorized(match headers.contains_key(AUTHORIZATION) {
+            true => "the token is none that this node accepts",
+            false => {
+                "this needs the header `Authorization: Bearer TOKEN` with one of the node's tokens"
+            }
+        }));
     };
     let judged = holder.may(verb).map_err(Problem::forbidden);
     holder.count(judged.as_ref().map_or(StatusCode::FORBIDDEN, |()| StatusCode::OK));
-    judged.map(|()| holder.name().to_owned())
+    judged
 }
 
 /// Without a token the machine's own users may act. Those for whom a proxy on this machine speaks

@@ -4,6 +4,8 @@
 //! Its one deviation: after a reboot the lease is given back once the node is level again, however
 //! often the client says before that it is done; until then it is told to ask again.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -60,18 +62,12 @@ pub(super) async fn pre_reboot<N: Node>(
     };
     let Asked { holder, names } = asked;
     let granted = to_its_end(shared.node, |node| async move {
-        let mut answer = Err(LeaseRefusal::Unknown(names[0].clone()));
-        for node_id in names {
+        let granted = of_known(names, |node_id| {
             let request = LeaseRequest { node_id, holder: holder.clone(), ttl: LEASE_TTL };
-            match node.acquire_lease(&request).await {
-                Err(LeaseRefusal::Unknown(_)) => {}
-                other => {
-                    answer = other;
-                    break;
-                }
-            }
-        }
-        Ok::<_, Problem>(answer)
+            let node = Arc::clone(&node);
+            async move { node.acquire_lease(&request).await }
+        });
+        Ok::<_, Problem>(granted.await)
     });
     answer(granted.await.map(|granted| granted.map(drop)))
 }
@@ -86,19 +82,28 @@ pub(super) async fn steady_state<N: Node>(
     };
     let Asked { holder, names } = asked;
     let settled = to_its_end(shared.node, |node| async move {
-        let mut answer = Err(LeaseRefusal::Unknown(names[0].clone()));
-        for name in names {
-            match node.settle_lease(&name, &holder).await {
-                Err(LeaseRefusal::Unknown(_)) => {}
-                other => {
-                    answer = other;
-                    break;
-                }
-            }
-        }
-        Ok::<_, Problem>(answer)
+        let settled = of_known(names, |name| {
+            let (node, holder) = (Arc::clone(&node), holder.clone());
+            async move { node.settle_lease(&name, &holder).await }
+        });
+        Ok::<_, Problem>(settled.await)
     });
     answer(settled.await)
+}
+
+/// What the first of these names comes to that a node has.
+async fn of_known<T, F: Future<Output = Result<T, LeaseRefusal>>>(
+    [id, group]: [String; 2],
+    ask: impl Fn(String) -> F,
+) -> Result<T, LeaseRefusal> {
+    match ask(id.clone()).await {
+        Err(LeaseRefusal::Unknown(_)) => {}
+        other => return other,
+    }
+    match ask(group).await {
+        Err(LeaseRefusal::Unknown(_)) => Err(LeaseRefusal::Unknown(id)),
+        other => other,
+    }
 }
 
 async fn read(request: Request) -> Result<Asked, Refused> {

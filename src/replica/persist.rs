@@ -62,6 +62,16 @@ pub enum SnapshotError {
 }
 
 impl CopyFile {
+    /// The file that a frame of the log says is the shard's whole state.
+    pub fn adopted_by(frame: &Frame) -> Option<Self> {
+        match frame {
+            Frame::Adopt { shard, session, .. } => {
+                Some(Self { shard: *shard, session: *session as u64 })
+            }
+            _ => None,
+        }
+    }
+
     /// Where it is, in the data directory `dir`.
     pub fn path_in(self, dir: &Path) -> PathBuf {
         dir.join(format!("{COPY_PREFIX}{:05}-{:016x}", self.shard.0, self.session))
@@ -112,8 +122,7 @@ impl Copies {
     pub fn replay(&self, lsn: Lsn, frame: &Frame, load_copy: &dyn Fn(CopyFile) -> bool) {
         let mut slot = self.of(frame.shard());
         slot.lsn = lsn;
-        if let Frame::Adopt { shard, session, .. } = frame {
-            let file = CopyFile { shard: *shard, session: *session as u64 };
+        if let Some(file) = CopyFile::adopted_by(frame) {
             self.adopted.lock().push(file);
             slot.shard.restore_anew();
             drop(slot);

@@ -175,3 +175,23 @@ async fn a_tokens_rate_is_for_all_its_connections() {
         assert!(text.contains(sample), "{sample} is not in {text}");
     }
 }
+
+#[tokio::test]
+async fn what_a_tokens_rate_refuses_costs_the_connection_nothing() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let (settings, _) = settings(Some(Rate { per_second: n(1), burst: n(4) }));
+    let rate = Some(Rate { per_second: n(1), burst: n(6) });
+    let node = node_with(Settings { rate, ..settings }).await;
+    let mut client = node.connect().await;
+    let batch = json!({ "ops": vec![json!({ "op": "get", "key": "a" }); 5] }).to_string();
+    client.ask("POST /v1/batch", &[READER], &batch).await.problem(429);
+    for _ in 0..4 {
+        client.ask("GET /v1/kv/a", &[READER], "").await.problem(404);
+    }
+    client.ask("GET /v1/kv/a", &[READER], "").await.problem(429);
+    for _ in 0..2 {
+        client.ask("GET /v1/kv/a", &[ALL], "").await.problem(404);
+    }
+    let refused = client.ask("GET /v1/kv/a", &[ALL], "").await;
+    assert!(refused.problem(429).contains("rate_limit"), "six were let in");
+}

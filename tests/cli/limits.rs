@@ -43,8 +43,24 @@ fn listings_and_dumps_wait_as_long_as_the_rate_asks_them_to() {
     assert_eq!(listed.text().lines().count(), 1500);
     let dumped = call(&server, &dir, "slow", &["dump"]).run().done();
     assert!(dumped.text().ends_with("{\"dumped_keys\":1500}\n"));
+    for outcome in [&listed, &dumped] {
+        let said = outcome.stderr.matches("held up").count();
+        assert_eq!(said, 1, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("(429)"), "{}", outcome.stderr);
+    }
     // Two pages and three.
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_load_is_put_on_the_keys_that_the_token_is_for_or_says_what_it_lacks() {
+    let (server, dir) = server();
+    let bench = ["bench", "--duration", "200ms", "--warmup", "0s", "--keys", "10"];
+    let own = [&bench[..], &["--key-prefix", "shop:load:"]].concat();
+    call(&server, &dir, "shop", &own).run().done();
+    let refused = call(&server, &dir, "shop", &bench).run();
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("lets this client read no keys"), "{}", refused.stderr);
 }
 
 #[test]

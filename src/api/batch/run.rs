@@ -21,7 +21,8 @@ use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
 use super::super::settings::Limits;
 use super::super::tokens::Verb;
-use super::super::watch::{Busy, TURN_MAX, Watch};
+use super::super::turns::TURN_MAX;
+use super::super::watch::{Busy, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
 use crate::coordinator::{Got, IdempotencyKey, Read, Write, Written};
@@ -46,6 +47,19 @@ pub(super) enum Framing {
     Document,
     /// An operation a line in, a result a line out.
     Lines,
+}
+
+impl Framing {
+    /// Appends what `append` writes, as the result behind so many others.
+    fn frame(self, out: &mut Vec<u8>, results: u64, append: impl FnOnce(&mut Vec<u8>)) {
+        if self == Self::Document && results > 0 {
+            out.push(b',');
+        }
+        append(out);
+        if self == Self::Lines {
+            out.push(b'\n');
+        }
+    }
 }
 
 /// What an operation came to.
@@ -231,24 +245,17 @@ impl Run {
             }
             done => done,
         };
-        let out = &mut self.out;
-        let before = out.len();
-        if self.framing == Framing::Document && self.results > 0 {
-            out.push(b',');
-        }
-        self.results += 1;
-        match &done {
+        let before = self.out.len();
+        self.framing.frame(&mut self.out, self.results, |out| match &done {
             Done::Got(found, stale, _) => json::append_got(out, found, *stale, Timestamp::now()),
             Done::Written(written) => append_written(out, *written),
             Done::Failed(problem) => {
                 self.failed |= problem.kind.status().is_server_error();
                 json::append(out, &problem.fields());
             }
-        }
-        if self.framing == Framing::Lines {
-            out.push(b'\n');
-        }
-        self.answer_bytes += out.len() - before;
+        });
+        self.results += 1;
+        self.answer_bytes += self.out.len() - before;
     }
 
     /// As [`Self::append`], once there is room for it, and where it holds up nobody.
@@ -261,17 +268,13 @@ impl Run {
             waits = (2 * waits).min(NO_ROOM_PAUSE_MAX);
         }
         let mut out = std::mem::take(&mut self.out);
-        let (is_document, is_first) = (self.framing == Framing::Document, self.results == 0);
+        let (framing, results) = (self.framing, self.results);
         self.results += 1;
         self.out = heavy(move || {
             out.reserve_exact(more);
-            if is_document && !is_first {
-                out.push(b',');
-            }
-            json::append_got(&mut out, &found, stale, Timestamp::now());
-            if !is_document {
-                out.push(b'\n');
-            }
+            framing.frame(&mut out, results, |out| {
+                json::append_got(out, &found, stale, Timestamp::now());
+            });
             drop(outgoing);
             out
         })
@@ -460,7 +463,7 @@ impl Lines {
     /// A stream is held up by its rate limits rather than refused: by those in force, whenever it
     /// asks.
     async fn wait_for_right(&mut self, client: &Client, shared: &Shared) {
-        take(&mut self.paid, || client.pace.pause(client.node.settings.load().rate)).await;
+        take(&mut self.paid, || client.pause(client.node.settings.load().rate)).await;
         // Whoever may do nothing any more is told so, and need not wait for it.
         take(&mut self.granted, || shared.standing.grant(&client.node).ok()?.pause()).await;
     }

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::cli::client::bearer;
+use crate::cli::client::{Query, bearer};
 use crate::cli::connection::{Connection, Target};
 use crate::cli::exit::Usage;
 
@@ -80,18 +80,26 @@ impl Endpoint {
         Ok(Self { target, host, token, tls, timeout: connection.timeout })
     }
 
-    /// Makes sure that the node answers and takes the token, before any load.
+    /// Makes sure that the node answers and lets keys under `prefix` be read, before any load.
     ///
     /// # Errors
     /// It does not.
-    pub(super) async fn probe(&self) -> anyhow::Result<()> {
-        let uri = Uri::from_static("/v1/kv?limit=1");
+    pub(super) async fn probe(&self, prefix: &str) -> anyhow::Result<()> {
+        let query = Query::default().with("limit", "1").with("prefix", prefix);
+        let uri = format!("/v1/kv{}", query.as_str()).parse().context("the prefix makes no URL")?;
         let mut link = self.connect().await?;
         match link.send(Method::GET, &uri, Bytes::new()).await {
             Ok(_) => Ok(()),
             Err(Error::Refused(StatusCode::UNAUTHORIZED)) => {
                 anyhow::bail!(
                     "the server asks for a token; give one with AEGISKV_TOKEN or --token-file"
+                )
+            }
+            Err(Error::Refused(StatusCode::FORBIDDEN)) => {
+                anyhow::bail!(
+                    "the server lets this client read no keys under {prefix:?} (403): a load needs \
+                     a token with the verbs read and write for them; without tokens, it must come \
+                     by an address or one of the server's allowed_hosts"
                 )
             }
             Err(error) => Err(error).context("the node does not answer as an AegisKV node would"),

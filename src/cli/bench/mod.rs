@@ -110,7 +110,7 @@ impl Bench {
 
     async fn measure(self) -> anyhow::Result<Exit> {
         let endpoint = Arc::new(Endpoint::new(&self.connection)?);
-        endpoint.probe().await?;
+        endpoint.probe(&self.key_prefix).await?;
         let plan = Arc::new(self.plan()?);
         if !self.no_load && self.ratio.0 > 0 {
             let loaded = Phase::load();
