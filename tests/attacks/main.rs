@@ -8,5 +8,6 @@
 
 mod clients;
 mod harness;
+mod members;
 mod operations;
 mod wire;
