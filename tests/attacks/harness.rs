@@ -46,16 +46,46 @@ pub(crate) struct Victim {
     child: Child,
     dir: tempfile::TempDir,
     pub(crate) client: String,
+    pub(crate) gossip: String,
     pub(crate) ops: String,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Victim {
     /// Starts a node under the limit and waits until it is ready. Other tests wait until it ends.
     pub(crate) fn start(settings: &Value) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut victim = Self::spawn(settings, free_addresses(), Some(turn));
+        victim.wait_until_ready();
+        victim
+    }
+
+    /// Three that are one cluster.
+    pub(crate) fn start_three(settings: &Value) -> Vec<Self> {
+        let mut turn = Some(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
+        let places = [0; 3].map(|_| free_addresses());
+        let addrs = places.each_ref().map(|[_, gossip, _]| gossip.clone());
+        let spawn = |(n, place)| {
+            let mut settings = settings.clone();
+            settings["node_id"] = json!(format!("victim-{n}"));
+            settings["addrs"] = json!(addrs);
+            settings["gossip_secret"] = json!("a secret of three victims, 0123456789");
+            settings["num_shards"] = json!(16);
+            // The last of them ends last.
+            let turn = if n == 2 { turn.take() } else { None };
+            Self::spawn(&settings, place, turn)
+        };
+        let mut victims: Vec<Self> = places.into_iter().enumerate().map(spawn).collect();
+        victims.iter_mut().for_each(Self::wait_until_ready);
+        victims
+    }
+
+    fn spawn(
+        settings: &Value,
+        [client, gossip, ops]: [String; 3],
+        turn: Option<MutexGuard<'static, ()>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let [client, gossip, ops] = free_addresses();
         let mut config = json!({
             "node_id": "victim",
             "bind_addr": client,
@@ -87,14 +117,22 @@ impl Victim {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut victim = Self { child, dir, client, ops, _turn: turn };
+        Self { child, dir, client, gossip, ops, _turn: turn }
+    }
+
+    fn wait_until_ready(&mut self) {
         let began = Instant::now();
-        while !matches!(exchange(&victim.ops, "GET /ready", ""), Ok(200)) {
-            assert!(victim.is_alive(), "it ended:\n{}", victim.log());
-            assert!(began.elapsed() < START_TIMEOUT, "not ready in time:\n{}", victim.log());
+        while !matches!(exchange(&self.ops, "GET /ready", ""), Ok(200)) {
+            assert!(self.is_alive(), "it ended:\n{}", self.log());
+            assert!(began.elapsed() < START_TIMEOUT, "not ready in time:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
-        victim
+    }
+
+    /// Sends its process a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {
@@ -351,7 +389,7 @@ pub(crate) struct Attacker {
 const ATTACKER_PAUSE: Duration = Duration::from_millis(5);
 
 /// Runs an attack for as long as attacks go on, on one thread: the node has the rest of the machine.
-fn carry_out(victim: &mut Victim, addr: &str, attack: &Attack) {
+pub(crate) fn carry_out(victim: &mut Victim, addr: &str, attack: &Attack) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {

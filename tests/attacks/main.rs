@@ -8,6 +8,7 @@
 
 mod clients;
 mod harness;
+mod members;
 mod operations;
 mod requests;
 mod wire;

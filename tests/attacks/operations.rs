@@ -176,7 +176,7 @@ fn request(line: &str) -> String {
     format!("{line} HTTP/1.1\r\nhost: a\r\n\r\n")
 }
 
-async fn silent(a: Attacker) -> io::Result<()> {
+pub(crate) async fn silent(a: Attacker) -> io::Result<()> {
     let peer = Peer::open(&a.addr).await?;
     Peer::take_all(peer.read).await
 }
@@ -200,7 +200,7 @@ async fn never_read(a: Attacker, path: &str) -> io::Result<()> {
     }
 }
 
-async fn in_a_loop(a: Attacker, line: &str) -> io::Result<()> {
+pub(crate) async fn in_a_loop(a: Attacker, line: &str) -> io::Result<()> {
     Peer::open(&a.addr).await?.flood(|_| request(line).into_bytes()).await
 }
 
