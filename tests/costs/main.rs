@@ -80,7 +80,8 @@ fn a_get_and_a_put_take_no_more_instructions_and_allocations() {
     let of_get = count(&get);
     println!("PUT {of_put:?}\nGET {of_get:?}");
     assert!(of_put.instructions > of_get.instructions && of_get.instructions > 1000, "counted?");
-    assert!(of_put.instructions <= 13_150 && of_put.allocations <= 1_500, "PUT: {of_put:?}");
+    // The log's buffers grow anew after each sync, which comes by the clock.
+    assert!(of_put.instructions <= 13_150 && of_put.allocations <= 1_750, "PUT: {of_put:?}");
     assert!(of_get.instructions <= 4_320 && of_get.allocations <= 402, "GET: {of_get:?}");
 }
 
