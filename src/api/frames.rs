@@ -25,8 +25,9 @@ const ALLOWANCE_MAX: u32 = 4_000;
 const ALLOWANCE_PER_SECOND: u32 = 1_000;
 /// Gained with each request: windows of its answer are widened, its priority is told.
 const GAIN_OF_REQUEST: u32 = 2;
-/// Bytes taken for which one more is gained. The busiest clients widen two windows for 4 KiB.
-const BYTES_PER_GAIN: usize = 2 << 10;
+/// Bytes taken for which one more is gained. Clients with little memory have windows of a kilobyte, and
+/// widen both for half of it.
+const BYTES_PER_GAIN: usize = 128;
 
 /// What they cost: a frame that says little, one that undoes what a request began, one that all
 /// streams are gone through for.

@@ -133,10 +133,19 @@ async fn answer(response: ResponseFuture) -> usize {
 
 /// Runs what a client does on one connection; what it left of the allowance at the least.
 async fn left_by<F: Future<Output = ()>>(does: impl FnOnce(SendRequest<Bytes>) -> F) -> u32 {
+    left_with(65_535, does).await
+}
+
+/// The same of a client with so large a window for each answer.
+async fn left_with<F: Future<Output = ()>>(
+    window: u32,
+    does: impl FnOnce(SendRequest<Bytes>) -> F,
+) -> u32 {
     let left = Arc::new(AtomicU32::new(ALLOWANCE_MAX));
     let (near, far): (DuplexStream, DuplexStream) = duplex(64 << 10);
     tokio::spawn(serve(Heard::new(far, &left)));
-    let (client, connection) = h2::client::handshake(near).await.unwrap();
+    let (client, connection) =
+        h2::client::Builder::new().initial_window_size(window).handshake(near).await.unwrap();
     tokio::spawn(async { connection.await.unwrap() });
     does(client.ready().await.unwrap()).await;
     left.load(Ordering::Relaxed)
@@ -182,6 +191,15 @@ async fn large_answers_into_the_smallest_usual_windows_spend_little() {
             let taken = futures_util::future::join_all(asked.into_iter().map(answer)).await;
             assert_eq!(taken, [LARGE; 4]);
         }
+    });
+    let left = left.await;
+    assert!(left >= LEFT_MIN, "{left}");
+}
+
+#[tokio::test]
+async fn a_large_answer_into_a_window_of_a_kilobyte_spends_little() {
+    let left = left_with(1 << 10, async |mut client| {
+        assert_eq!(answer(ask(&mut client, "/large")).await, LARGE);
     });
     let left = left.await;
     assert!(left >= LEFT_MIN, "{left}");

@@ -80,7 +80,8 @@ fn entry(json: &Json) -> Result<NamedToken, String> {
 /// What does not fit of an entry. The parser's own words would repeat the value, which may be a token
 /// in the wrong place.
 fn misfit_of(fields: &Map<String, Json>) -> String {
-    const FIELDS: [(&str, &str, fn(&Json) -> bool); 5] = [
+    type Fits = fn(&Json) -> bool;
+    const FIELDS: [(&str, &str, Fits); 5] = [
         ("name", "name is no text", Json::is_string),
         ("file", "file is no path", Json::is_string),
         ("verbs", "verbs are no list of read, write, admin, metrics", |json| {
