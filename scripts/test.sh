@@ -201,7 +201,7 @@ if [[ ${1:-all} != check ]]; then
     ansible_tests
     fuzz_targets
     # Timed, so last: nothing is built beside them.
-    part attacks 900 bash -c 'scripts/dist.sh build && AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
+    part attacks 1500 bash -c 'scripts/dist.sh build && AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
         tests --test attacks
     part costs 300 bash -c 'AEGIS_TEST_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/dist/aegiskv tests "$@"' \
         tests --test costs
