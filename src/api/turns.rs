@@ -19,7 +19,7 @@ use super::watch::{Order, Watch};
 
 /// Longest time that a connection which has always something to do goes on before others have their
 /// turn.
-pub(super) const TURN_MAX: Duration = Duration::from_micros(300);
+const TURN_MAX: Duration = Duration::from_micros(300);
 
 /// The line of those who always have more to do.
 #[derive(Clone, Debug)]

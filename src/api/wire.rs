@@ -233,17 +233,17 @@ impl Read for Wire {
         }
         let wire = &mut *self;
         let fits = wire.buffered.offers(buf.remaining(), &wire.watch);
-        let had_turn = match wire.watch.is_busy() {
+        let (busy, chunk_head) = (wire.watch.is_busy(), wire.watch.chunk_head());
+        let had_turn = match busy && chunk_head.is_none() {
             true => wire.watch.turn().reads() > TURN_READS_MAX,
-            // A head that is long, or none, is gone through again with each piece.
+            // What is gone through byte by byte, a head even again with each piece.
             false => wire.watch.turn().is_over(Instant::now()),
         };
         if !fits || had_turn {
             wire.watch.turn().give_way(cx);
             return Poll::Pending;
         }
-        let busy = self.watch.is_busy();
-        match self.watch.chunk_head() {
+        match chunk_head {
             None if busy => return Pin::new(&mut self.stream).poll_read(cx, buf),
             Some(bytes) if busy && bytes > CHUNK_HEAD_BYTES_MAX => {
                 self.watch.end(Reason::Flood);

@@ -14,8 +14,11 @@ use tokio::net::TcpStream;
 
 use super::places::Place;
 
-/// Bytes that a request has at most: a head of 16 KiB, a body of 4, and what hyper reads ahead.
-const REQUEST_BYTES_MAX: usize = 40 * 1024;
+/// Bytes that a request has at most: a head of 16 KiB, a body of 4, and what goes around that.
+const REQUEST_BYTES_MAX: usize = 24 * 1024;
+
+/// Bytes read at once; then others have their turn.
+const PIECE_BYTES: usize = 4 * 1024;
 
 /// A connection of this port.
 #[derive(Debug)]
@@ -25,11 +28,13 @@ pub(super) struct Wire {
     /// Which request was the last to begin, and what was read since.
     request: u64,
     read: usize,
+    /// Others have had their turn since.
+    rested: bool,
 }
 
 impl Wire {
     pub(super) fn new(stream: TcpStream, place: Arc<Place>) -> Self {
-        Self { stream, place, request: 0, read: 0 }
+        Self { stream, place, request: 0, read: 0, rested: true }
     }
 
     fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
@@ -54,9 +59,16 @@ impl AsyncRead for Wire {
         if wire.read > REQUEST_BYTES_MAX {
             return Poll::Ready(Err(io::Error::other("a request that does not end")));
         }
-        let before = into.filled().len();
-        ready!(Pin::new(&mut wire.stream).poll_read(cx, into))?;
-        wire.read += into.filled().len() - before;
+        if !std::mem::replace(&mut wire.rested, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut scratch = [0; PIECE_BYTES];
+        let mut piece = ReadBuf::new(&mut scratch[..PIECE_BYTES.min(into.remaining())]);
+        ready!(Pin::new(&mut wire.stream).poll_read(cx, &mut piece))?;
+        into.put_slice(piece.filled());
+        wire.read += piece.filled().len();
+        wire.rested = piece.filled().len() < PIECE_BYTES;
         Poll::Ready(Ok(()))
     }
 }

@@ -21,7 +21,6 @@ use super::super::json::{self, AcksText, VersionText};
 use super::super::problem::{Kind, Problem};
 use super::super::settings::Limits;
 use super::super::tokens::Verb;
-use super::super::turns::TURN_MAX;
 use super::super::watch::{Busy, Watch};
 use super::step::Step;
 use super::{Shared, counted_as};
@@ -157,11 +156,10 @@ impl Run {
     }
 
     async fn next_chunk(&mut self) -> Option<Bytes> {
-        let mut began = Instant::now();
         while self.out.len() < CHUNK_BYTES && self.state != State::Ended {
-            if began.elapsed() > TURN_MAX {
+            // Its connection's turn: that may have other batches under way.
+            if self.client.watch.turn().is_over(Instant::now()) {
                 tokio::task::yield_now().await;
-                began = Instant::now();
             }
             self.begin_waiting();
             let may_read = self.state == State::Reading && self.waiting.is_none();
