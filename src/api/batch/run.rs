@@ -259,7 +259,8 @@ impl Run {
     /// As [`Self::append`], once there is room for it, and where it holds up nobody.
     async fn append_large(&mut self, found: Found, stale: Option<Duration>, outgoing: Outgoing) {
         let before = self.out.len();
-        let more = json::shown_bytes(found.entry.value_bytes());
+        let entry = found.entry.clone();
+        let more = heavy(move || json::shown_bytes(entry.value_bytes())).await;
         let mut waits = NO_ROOM_PAUSE;
         while self.charge.grow(before + more).is_err() {
             tokio::time::sleep(waits).await;
