@@ -66,11 +66,17 @@ fn requests_that_never_end_are_bounded() {
 }
 
 #[test]
-#[ignore = "how long others wait is yet to be measured on a machine that does nothing else"]
-fn answers_into_no_window_hold_up_nobody() {
+#[ignore = "known fault: others wait 90 to 95 ms where 50 is the bound; memory stays below 120 MiB"]
+fn small_answers_into_no_window_hold_up_nobody() {
     try_all(&[
         attack("401 into no window", 400, |a| Box::pin(into_no_window(a, "/v1/kv/attack", None))),
         attack("welcome into no window", 400, |a| Box::pin(into_no_window(a, "/", None))),
+    ]);
+}
+
+#[test]
+fn answers_into_no_window_hold_up_nobody() {
+    try_all(&[
         attack("listing into no window", 200, |a| {
             Box::pin(into_no_window(a, "/v1/kv?limit=1000", Some(TOKEN)))
         }),
@@ -80,7 +86,6 @@ fn answers_into_no_window_hold_up_nobody() {
 }
 
 #[test]
-#[ignore = "how long others wait is yet to be measured on a machine that does nothing else"]
 fn heads_of_references_are_bounded() {
     try_all(&[attack("heads of references", 100, |a| Box::pin(head_of_references(a)))]);
 }
