@@ -123,12 +123,18 @@ def ways(folder, binary, bare, rounds, seconds, quick):
     return cases
 
 
-def h2load(server, kind, seconds):
-    """HTTP/2 without TLS: CLIENTS connections of ten streams, random keys; no latencies."""
-    method, path, *body = server.get if kind == "GET" else server.put
+def urls_of(server, path):
+    """A file with addresses of random keys, one a line."""
     urls = server.folder / "urls"
     urls.write_text("".join(f"{server.url}{path.replace('%s', key(at * 7919 % KEYS))}\n"
                             for at in range(10_000)))
+    return urls
+
+
+def h2load(server, kind, seconds):
+    """HTTP/2 without TLS: CLIENTS connections of ten streams, random keys; no latencies."""
+    method, path, *body = server.get if kind == "GET" else server.put
+    urls = urls_of(server, path)
     command = ["h2load", "-t2", f"-c{CLIENTS}", "-m10", f"-D{seconds}", f"-i{urls}"]
     if body:
         value = server.folder / "value"
@@ -156,9 +162,7 @@ def oha():
 def at_rate(program, server, kind, seconds, rate=None):
     """Load at `rate` a second, or as much as there is; latency counts from when a request was due."""
     method, path, *body = server.get if kind == "GET" else server.put
-    urls = server.folder / "urls"
-    urls.write_text("".join(f"{server.url}{path.replace('%s', key(at * 7919 % KEYS))}\n"
-                            for at in range(10_000)))
+    urls = urls_of(server, path)
     command = [program, "--no-tui", "--output-format", "json", "-c", str(CLIENTS), "-m", method,
                "-z", f"{seconds}s", "--urls-from-file", urls]
     if body:

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use crate::harness::{Attack, Attacker, Bystander, TOKEN, Victim, withstands};
+use crate::harness::{self, Attack, Attacker, TOKEN, attack};
 use crate::wire::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PRIORITY, Peer, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, field, frame, get, head, ping, streams,
@@ -21,20 +21,9 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// SETTINGS_INITIAL_WINDOW_SIZE, as a frame's payload begins.
 const INITIAL_WINDOW: [u8; 2] = [0, 4];
 
-fn attack(
-    name: &'static str,
-    connections: usize,
-    each: fn(Attacker) -> crate::harness::Doing,
-) -> Attack {
-    Attack { name, connections, each }
-}
-
 /// Tries them all on a node of their own.
 fn try_all(attacks: &[Attack]) {
-    let mut victim = Victim::start(&json!({}));
-    let bystander = Bystander::of_clients(&victim);
-    let addr = victim.client.clone();
-    withstands(&mut victim, &addr, &bystander, attacks);
+    harness::try_all(|victim| &victim.client, attacks);
 }
 
 #[test]

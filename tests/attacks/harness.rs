@@ -377,6 +377,14 @@ pub(crate) struct Attack {
     pub(crate) each: fn(Attacker) -> Doing,
 }
 
+pub(crate) fn attack(
+    name: &'static str,
+    connections: usize,
+    each: fn(Attacker) -> Doing,
+) -> Attack {
+    Attack { name, connections, each }
+}
+
 /// One connection's part in an attack.
 #[derive(Clone, Debug)]
 pub(crate) struct Attacker {
@@ -463,6 +471,14 @@ pub(crate) fn withstands(
         complaints.push(format!("{peak} bytes of memory at the worst"));
     }
     assert!(complaints.is_empty(), "{}\n{}", complaints.join("\n"), victim.log());
+}
+
+/// Tries them all on a node of their own, at the port that `addr` names.
+pub(crate) fn try_all(addr: fn(&Victim) -> &str, attacks: &[Attack]) {
+    let mut victim = Victim::start(&serde_json::json!({}));
+    let bystander = Bystander::of_clients(&victim);
+    let addr = addr(&victim).to_owned();
+    withstands(&mut victim, &addr, &bystander, attacks);
 }
 
 fn bound(before: u64) -> u64 {

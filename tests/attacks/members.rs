@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
 use crate::clients::{continuations, head_of_references, into_no_window};
-use crate::harness::{Attack, Attacker, Victim, carry_out, fetch};
+use crate::harness::{Attacker, Victim, attack, carry_out, fetch};
 use crate::operations::{in_a_loop, silent};
 
 /// Longest wait for a member to be suspected that is.
@@ -41,7 +41,6 @@ fn nobody_is_suspected() {
     let mut victims = Victim::start_three(&settings);
     let Victim { client, gossip, ops, .. } = &victims[0];
     let (client, gossip, ops) = (client.clone(), gossip.clone(), ops.clone());
-    let attack = |name, connections, each| Attack { name, connections, each };
     let attacks = [
         (
             &client,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Attack, Attacker, Bystander, Doing, Victim, fetch, withstands};
+use crate::harness::{Attack, Attacker, Bystander, Victim, attack, fetch, withstands};
 use crate::wire::Peer;
 
 /// Longest that 99 of 100 health checks may wait for their answers, and that any may.
@@ -81,10 +81,6 @@ impl Probe {
         assert!(failures.is_empty(), "{what}: {} of {count}: {failures:?}", failures.len());
         assert!(count > 50, "{what}: {count} only");
     }
-}
-
-fn attack(name: &'static str, connections: usize, each: fn(Attacker) -> Doing) -> Attack {
-    Attack { name, connections, each }
 }
 
 /// Tries them all on a node of their own; the bytes of its log that they brought about.

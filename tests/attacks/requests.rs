@@ -2,29 +2,15 @@
 
 use std::io;
 
-use serde_json::json;
-
-use crate::harness::{Attack, Attacker, Bystander, Doing, TOKEN, Victim, withstands};
+use crate::harness::{Attack, Attacker, TOKEN, attack, try_all};
 use crate::wire::{
     CONTINUATION, END_HEADERS, END_STREAM, HEADERS, Peer, field, frame, head, streams,
 };
 
-/// Tries them on a node of their own: on the port of its clients, or on that of its operators.
-fn try_all(operations: bool, attacks: &[Attack]) {
-    let mut victim = Victim::start(&json!({}));
-    let bystander = Bystander::of_clients(&victim);
-    let addr = if operations { victim.ops.clone() } else { victim.client.clone() };
-    withstands(&mut victim, &addr, &bystander, attacks);
-}
-
-fn attack(name: &'static str, connections: usize, each: fn(Attacker) -> Doing) -> Attack {
-    Attack { name, connections, each }
-}
-
 #[test]
 fn chunks_that_never_come_hold_up_nobody() {
     try_all(
-        false,
+        |victim| &victim.client,
         &[
             attack("a chunk's zeros", 50, |a| Box::pin(chunked(a, "PUT /v1/kv/attack", "", b'0'))),
             attack("spaces behind a size", 50, |a| {
@@ -41,7 +27,7 @@ fn chunks_that_never_come_hold_up_nobody() {
 #[test]
 fn chunks_that_never_come_shut_no_operator_out() {
     try_all(
-        true,
+        |victim| &victim.ops,
         &[
             attack("a probe's zeros", 50, |a| Box::pin(chunked(a, "GET /live", "", b'0'))),
             attack("a refused action's zeros", 50, |a| {
@@ -56,13 +42,13 @@ fn chunks_that_never_come_shut_no_operator_out() {
 
 #[test]
 fn large_heads_are_bounded() {
-    try_all(false, &head_attacks(100));
+    try_all(|victim| &victim.client, &head_attacks(100));
 }
 
 #[test]
 #[ignore = "known fault: others wait 27 to 57 ms where 50 is the bound; memory stays below 175 MiB"]
 fn large_heads_of_more_connections_are_bounded() {
-    try_all(false, &head_attacks(200));
+    try_all(|victim| &victim.client, &head_attacks(200));
 }
 
 fn head_attacks(connections: usize) -> [Attack; 3] {
